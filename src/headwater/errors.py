@@ -148,9 +148,7 @@ class TopicNotFoundError(HeadwaterError):
     """There is no such topic, and nothing here may create it."""
 
     def __init__(self, topic: str, hint: str = "") -> None:
-        super().__init__(
-            f"there is no topic {topic!r}" + (f": {hint}" if hint else "; see `headwater topics list`")
-        )
+        super().__init__(f"there is no topic {topic!r}" + (f": {hint}" if hint else "; see `headwater topics list`"))
         self.topic = topic
 
 

@@ -22,7 +22,10 @@ Decode = Callable[[Message], Any]
 class Codec(Protocol):
     """A way to write values. Give one to `codec=` of a subscriber, a publisher or a broker."""
 
-    content_type: str
+    @property
+    def content_type(self) -> str:
+        """What the `content-type` header says of its bodies."""
+        ...
 
     def encode(self, value: Any) -> bytes:
         """Raises TypeError or ValueError for a value it cannot write."""
@@ -34,8 +37,12 @@ class Codec(Protocol):
 
 
 _BY_CONTENT_TYPE: Final[dict[str, Codec]] = {
-    codec.content_type: codec for codec in (JSON, MSGPACK, RAW, TEXT)
-} | {"application/x-msgpack": MSGPACK}
+    JSON.content_type: JSON,
+    MSGPACK.content_type: MSGPACK,
+    "application/x-msgpack": MSGPACK,
+    RAW.content_type: RAW,
+    TEXT.content_type: TEXT,
+}
 
 # What a value of each class needs when published, by (class, codec): classes are few, so this stays small.
 _ENCODERS: dict[tuple[type, Codec | None], tuple[Callable[[Any], bytes], Headers]] = {}
@@ -72,11 +79,7 @@ def _encoder(kind: type, codec: Codec | None) -> tuple[Callable[[Any], bytes], H
 
 
 def _is_model(kind: type) -> bool:
-    return (
-        issubclass(kind, msgspec.Struct)
-        or dataclasses.is_dataclass(kind)
-        or hasattr(kind, "__pydantic_validator__")
-    )
+    return issubclass(kind, msgspec.Struct) or dataclasses.is_dataclass(kind) or hasattr(kind, "__pydantic_validator__")
 
 
 def decoder_for(kind: Any, codec: Codec | None = None) -> Decode:
@@ -145,7 +148,11 @@ def codec_named(message: Message) -> Codec:
     """The codec of the message's content type. Raises DecodeError for one nobody here reads."""
     content_type = message.headers.get(CONTENT_TYPE, JSON.content_type)
     name = content_type.partition(";")[0].strip().lower()
-    codec = JSON if name.endswith("+json") else TEXT if name.startswith("text/") else _BY_CONTENT_TYPE.get(name)
+    if name.endswith("+json"):
+        return JSON
+    if name.startswith("text/"):
+        return TEXT
+    codec = _BY_CONTENT_TYPE.get(name)
     if codec is None:
         raise DecodeError(
             f"{message.id} has the content type {content_type!r}, which nothing here reads: "
