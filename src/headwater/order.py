@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from itertools import chain
 from typing import Literal, Protocol
 
 from .message import Message
@@ -36,8 +37,8 @@ class Lineup(Protocol):
         """A parked one may be handled again."""
         ...
 
-    def behind(self, message: Message) -> int:
-        """How many wait behind this parked message."""
+    def __iter__(self) -> Iterator[Message]:
+        """Everything that waits: for its turn, or behind another."""
         ...
 
     def drop(self, partitions: Partitions) -> list[Message]:
@@ -63,8 +64,8 @@ class Unordered:
     def unpark(self, message: Message) -> None:
         self.ready.append(message)
 
-    def behind(self, message: Message) -> int:
-        return 0
+    def __iter__(self) -> Iterator[Message]:
+        return iter(self.ready)
 
     def drop(self, partitions: Partitions) -> list[Message]:
         return _drop(self.ready, partitions)
@@ -91,16 +92,19 @@ class Sequential:
 
     def park(self, message: Message) -> None:
         key = self._order(message)
-        waiting = self._held.setdefault(key, deque())
-        waiting.extend(later for later in self.ready if self._order(later) == key)
+        if key in self._held:
+            return
+        waiting = self._held[key] = deque(later for later in self.ready if self._order(later) == key)
         if waiting:
-            self.ready = deque(later for later in self.ready if self._order(later) != key)
+            others = [later for later in self.ready if self._order(later) != key]
+            self.ready.clear()
+            self.ready.extend(others)
 
     def unpark(self, message: Message) -> None:
         self.ready.append(message)
 
-    def behind(self, message: Message) -> int:
-        return len(self._held.get(self._order(message), ()))
+    def __iter__(self) -> Iterator[Message]:
+        return chain(self.ready, *self._held.values())
 
     def drop(self, partitions: Partitions) -> list[Message]:
         return _drop(self.ready, partitions) + _drop_held(self._held, partitions)
@@ -123,17 +127,17 @@ class Ordered:
             elif key not in chains:
                 chains[key] = None
                 ready.append(message)
-            elif (chain := chains[key]) is None:
+            elif (waiting := chains[key]) is None:
                 chains[key] = deque((message,))
             else:
-                chain.append(message)
+                waiting.append(message)
 
     def settled(self, message: Message) -> None:
         key = self._order(message)
         if key is None:
             return
-        if chain := self._chains.get(key):
-            self.ready.append(chain.popleft())
+        if waiting := self._chains.get(key):
+            self.ready.append(waiting.popleft())
         else:
             self._chains.pop(key, None)
 
@@ -143,13 +147,12 @@ class Ordered:
     def unpark(self, message: Message) -> None:
         self.ready.append(message)
 
-    def behind(self, message: Message) -> int:
-        return len(self._chains.get(self._order(message)) or ())
+    def __iter__(self) -> Iterator[Message]:
+        return chain(self.ready, *filter(None, self._chains.values()))
 
     def drop(self, partitions: Partitions) -> list[Message]:
         dropped = _drop(self.ready, partitions)
-        waiting = {key: chain for key, chain in self._chains.items() if chain}
-        gone = _drop_held(waiting, partitions)
+        gone = _drop_held({key: waiting for key, waiting in self._chains.items() if waiting}, partitions)
         for message in dropped:
             self.settled(message)
         return dropped + gone
