@@ -176,6 +176,7 @@ class Message(msgspec.Struct, eq=False, repr_omit_defaults=True):
     _value: Any = msgspec.UNSET
     _settlement: Settlement | None = None
     _delivery: Message | None = None  # the delivery to settle, when it came by way of a retry topic
+    _called: bool = False  # its earlier attempts ended in a verdict, not in the death of a process
 
     @property
     def value(self) -> Any:

@@ -10,7 +10,7 @@ import msgspec
 from .codecs import Codec
 from .errors import ConfigurationError
 from .handler import Call
-from .message import CORRELATION, ERROR, REPLY_TO, HeadersLike, Message, Outgoing
+from .message import CORRELATION, ERROR, NO_HEADERS, REPLY_TO, Headers, HeadersLike, Message, Outgoing
 from .topics import field_names, is_pattern, match
 
 KeyOf = str | bytes | Callable[[Any], str | bytes | None]
@@ -74,7 +74,7 @@ def to_publish(
         elif key is None and message is not None:
             key = message.key_bytes
         topic = publisher.topic if message is None else publisher.address(message, topics)
-        headers = {**dict(publisher.headers or ()), **dict(response.headers or ())}
+        headers = _headers(publisher.headers, response.headers)
         found.append(Outgoing(response.value, topic, key=key, headers=headers, codec=publisher.codec))
     return found
 
@@ -135,11 +135,20 @@ def collecting(call: Call, publishers: Sequence[Publisher], topics: Sequence[str
 def reply(message: Message, result: Any) -> Outgoing:
     """The answer to a request."""
     response = result if isinstance(result, Response) else Response(result)
-    headers = {**dict(response.headers or ()), CORRELATION: message.headers.get_bytes(CORRELATION) or b""}
-    return Outgoing(response.value, message.headers[REPLY_TO], headers=headers)
+    return Outgoing(response.value, message.headers[REPLY_TO], headers=_headers(response.headers, _bound_to(message)))
 
 
 def failure_reply(message: Message, error: BaseException) -> Outgoing:
     """The answer to a request whose handler failed for good."""
-    headers = {ERROR: type(error).__qualname__, CORRELATION: message.headers.get_bytes(CORRELATION) or b""}
+    headers = {ERROR: type(error).__qualname__, **_bound_to(message)}
     return Outgoing(str(error), message.headers[REPLY_TO], headers=headers)
+
+
+def _bound_to(request: Message) -> dict[str, str | bytes]:
+    return {CORRELATION: request.headers.get_bytes(CORRELATION) or b""}
+
+
+def _headers(declared: HeadersLike | None, own: HeadersLike | None) -> HeadersLike:
+    if not own:
+        return declared or NO_HEADERS
+    return Headers(declared).merged(own) if declared else own

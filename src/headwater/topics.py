@@ -25,8 +25,8 @@ def dead_topic(topic: str) -> str:
 
 
 def retry_topic(topic: str, group: str) -> str:
-    """Where messages of `topic` wait when `group` wants them again in more than a minute."""
-    return f"{topic}.{group}{RETRY_SUFFIX}"
+    """Where messages of `topic`, or of a pattern, wait when `group` wants them again in more than a minute."""
+    return f"{_FIELD.sub(lambda field: field[1].partition(':')[0], topic)}.{group}{RETRY_SUFFIX}"
 
 
 def is_pattern(topic: str) -> bool:
