@@ -71,43 +71,62 @@ class Unordered:
         return _drop(self.ready, partitions)
 
 
+class _Behind:
+    """What waits behind parked messages of one order key, until the last of those is over."""
+
+    def __init__(self, waiting: Iterable[Message]) -> None:
+        self.parked = set[Message]()
+        self.waiting = deque(waiting)
+
+
 class Sequential:
-    """One message at a time: order takes care of itself until one is parked."""
+    """One message, or one batch, at a time: order takes care of itself until one is parked."""
 
     def __init__(self, order: Callable[[Message], Hashable]) -> None:
         self.ready: deque[Message] = deque()
         self._order = order
-        self._held: dict[Hashable, deque[Message]] = {}  # by order key, what waits behind a parked message
+        self._held: dict[Hashable, _Behind] = {}  # by order key
 
     def add(self, messages: Iterable[Message]) -> None:
         if not self._held:
             self.ready.extend(messages)
             return
         for message in messages:
-            self._held.get(self._order(message), self.ready).append(message)
+            behind = self._held.get(self._order(message))
+            (self.ready if behind is None else behind.waiting).append(message)
 
     def settled(self, message: Message) -> None:
         if self._held:
-            self.ready.extendleft(reversed(self._held.pop(self._order(message), ())))
+            key = self._order(message)
+            behind = self._held.get(key)
+            if behind is not None:
+                behind.parked.discard(message)
+                if not behind.parked:
+                    self.ready.extendleft(reversed(self._held.pop(key).waiting))
 
     def park(self, message: Message) -> None:
         key = self._order(message)
-        if key in self._held:
-            return
-        waiting = self._held[key] = deque(later for later in self.ready if self._order(later) == key)
-        if waiting:
-            others = [later for later in self.ready if self._order(later) != key]
-            self.ready.clear()
-            self.ready.extend(others)
+        behind = self._held.get(key)
+        if behind is None:
+            behind = self._held[key] = _Behind(later for later in self.ready if self._order(later) == key)
+            if behind.waiting:
+                others = [later for later in self.ready if self._order(later) != key]
+                self.ready.clear()
+                self.ready.extend(others)
+        behind.parked.add(message)
 
     def unpark(self, message: Message) -> None:
         self.ready.append(message)
 
     def __iter__(self) -> Iterator[Message]:
-        return chain(self.ready, *self._held.values())
+        return chain(self.ready, *(behind.waiting for behind in self._held.values()))
 
     def drop(self, partitions: Partitions) -> list[Message]:
-        return _drop(self.ready, partitions) + _drop_held(self._held, partitions)
+        gone = [_drop(behind.waiting, partitions) for behind in self._held.values()]
+        dropped = _drop(self.ready, partitions)
+        for message in dropped:
+            self.settled(message)  # it may have been parked before
+        return list(chain(dropped, *gone))
 
 
 class Ordered:
@@ -152,10 +171,10 @@ class Ordered:
 
     def drop(self, partitions: Partitions) -> list[Message]:
         dropped = _drop(self.ready, partitions)
-        gone = _drop_held({key: waiting for key, waiting in self._chains.items() if waiting}, partitions)
+        gone = [_drop(waiting, partitions) for waiting in self._chains.values() if waiting]
         for message in dropped:
             self.settled(message)
-        return dropped + gone
+        return list(chain(dropped, *gone))
 
 
 def line_up(order_by: OrderBy | None, *, one_lane: bool, partitioned: bool) -> Lineup:
@@ -187,7 +206,3 @@ def _drop(queue: deque[Message], partitions: Partitions) -> list[Message]:
         queue.clear()
         queue.extend(kept)
     return dropped
-
-
-def _drop_held(held: dict[Hashable, deque[Message]], partitions: Partitions) -> list[Message]:
-    return [message for queue in held.values() for message in _drop(queue, partitions)]
