@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from .codecs import Codec
-from .errors import ConfigurationError
+from .errors import BatchError, ConfigurationError
 from .handler import Call
 from .message import CORRELATION, ERROR, NO_HEADERS, REPLY_TO, Headers, HeadersLike, Message, Outgoing
 from .topics import field_names, is_pattern, match
@@ -117,19 +117,38 @@ def exhausting(call: Call) -> Call:
     return call_to_the_end
 
 
-def collecting(call: Call, publishers: Sequence[Publisher], topics: Sequence[str]) -> Call:
-    """The call, giving (result, messages to publish): for a transaction, which sends them itself."""
+Commit = Callable[[tuple[Message, ...], Any, list[Outgoing]], Awaitable[None]]
 
-    async def call_and_collect(work: Any) -> tuple[Any, list[Outgoing]]:
-        result = await call(work)
+
+def transacting(call: Call, publishers: Sequence[Publisher], topics: Sequence[str], commit: Commit) -> Call:
+    """The call, with its messages acknowledged and what it gave published in one transaction.
+
+    After a BatchError the members that did not fail are committed, with what was yielded before it.
+    """
+
+    async def call_and_commit(work: Any) -> Any:
+        messages = work if isinstance(work, tuple) else (work,)
         message = None if isinstance(work, tuple) else work
-        if not isinstance(result, AsyncIterator):
-            return result, to_publish(result, message, publishers, topics)
-        items = [item async for item in result]
-        found = [outgoing for item in items for outgoing in to_publish(item, message, publishers, topics)]
-        return (items[0] if items else None), found
+        items: list[Any] = []
+        failure: BatchError | None = None
+        try:
+            result = await call(work)
+            if isinstance(result, AsyncIterator):
+                async for item in result:  # what was yielded before an error counts, so not a comprehension
+                    items.append(item)  # noqa: PERF401
+            else:
+                items.append(result)
+        except BatchError as error:
+            failure = error
+            messages = tuple(one for index, one in enumerate(messages) if index not in error.failed)
+        sends = [outgoing for item in items for outgoing in to_publish(item, message, publishers, topics)]
+        first = items[0] if items else None
+        await commit(messages, first, sends)
+        if failure is not None:
+            raise failure
+        return first
 
-    return call_and_collect
+    return call_and_commit
 
 
 def reply(message: Message, result: Any) -> Outgoing:

@@ -43,8 +43,8 @@ class Batch(msgspec.Struct, frozen=True):
 class Route(msgspec.Struct):
     """A handler of a subscription, and what is done with its failures.
 
-    `call` is all that happens for a message, composed at start; it gives the handler's result, or under
-    `exactly_once` (result, messages to send).
+    `call` is all that happens for a message, composed at start, and gives the handler's result. Under
+    `exactly_once` it has settled the message, too.
     """
 
     handler: Handler
@@ -133,9 +133,7 @@ class Settler:
             if route is None:
                 route = await self._choose(message)
             result = await route.call(message)
-            if self.settings.exactly_once:
-                await self._commit((message,), *result)
-            elif _wants_reply(message):
+            if _wants_reply(message) and not self.settings.exactly_once:
                 await self.settings.send([reply(message, result)])
         except (Exception, asyncio.CancelledError) as error:
             if _is_cancelled(error):
@@ -176,7 +174,7 @@ class Settler:
                 return route
         raise Reject("no handler takes it")
 
-    async def _commit(self, messages: Messages, result: Any, sends: list[Outgoing]) -> None:
+    async def commit(self, messages: Messages, result: Any, sends: list[Outgoing]) -> None:
         """Acknowledge and send in one transaction."""
         sends += [reply(message, result) for message in messages if _wants_reply(message)]
         await self.loop.commit(messages, await self.settings.prepare(sends))
@@ -190,14 +188,12 @@ class Settler:
         if not ready:
             return
         try:
-            result = await route.call(tuple(ready))
-            if self.settings.exactly_once:
-                await self._commit(tuple(ready), *result)
+            await route.call(tuple(ready))
         except BatchError as error:
             for index, message in enumerate(ready):
                 if index in error.failed:
                     await self._failed(message, route, error.failed[index])
-                else:
+                elif not self.settings.exactly_once:
                     self.loop.finish(message)
         except (Exception, asyncio.CancelledError) as error:
             if _is_cancelled(error):
@@ -286,7 +282,7 @@ class Settler:
         for tries in itertools.count(1):
             try:
                 if self.settings.exactly_once:
-                    await self._commit((message,), None, sends)
+                    await self.commit((message,), None, sends)
                     return
                 if sends:
                     await self.settings.send(sends)
