@@ -15,12 +15,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `flights` is a package wherever this runs
 
-from flights.data import read_lines
-from flights.flights import app, read_figures
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from flights.data import read_lines
+from flights.flights import app, read_figures
 from headwater import Broker, Outgoing, configure_logging
 
 BURST = 1000
