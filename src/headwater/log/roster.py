@@ -60,8 +60,10 @@ class Roster:
     Each opening has locks of its own, also within one process. A forked child loses them at once.
     """
 
-    def __init__(self, path: Path, *, create: bool = False) -> None:
+    def __init__(self, path: Path, *, create: bool = False, lease: float = LEASE) -> None:
+        """`lease` is the age in seconds at which a heartbeat is too old; the same in all processes."""
         self.path = path
+        self._lease = lease
         if create:
             _create(path)
         # Locks belong to an open file description: the mapping gets another one, because Python
@@ -156,12 +158,17 @@ class Roster:
         name = client.rstrip(b"\0").decode(errors="replace")
         return Entry(slot, member.hex(), bell.hex(), pid, namespace, heartbeat / 1e9, name)
 
-    def is_alive(self, member: str, slot: int, lease: float = LEASE) -> bool:
+    def is_alive(self, member: str, slot: int) -> bool:
         """Whether the member in this slot is still that one, its process lives and its loop turns."""
         entry = self.entry(slot)
         if entry.id != member or not self.is_held(slot):
             return False
-        return slot == self.slot or time.monotonic() - entry.heartbeat <= lease
+        return slot == self.slot or time.monotonic() - entry.heartbeat <= self._lease
+
+    @property
+    def closed(self) -> bool:
+        """Whether all was given back; true at once in a forked child."""
+        return self._locks.closed
 
     def close(self) -> None:
         """Give everything back; the kernel drops the locks. Idempotent."""
