@@ -37,7 +37,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
 
     ack: Ack = Ack.NONE
     lease: float | None = None  # seconds until an unsettled message is given to somebody else
-    counts_deliveries: bool = False  # Message.attempt survives a crash
+    counts_deliveries: bool = False  # Message.attempt survives our death, see Subscription.begin
     nack: bool = False  # an unsettled message can be given back
     delayed_nack: bool = False
     reject: bool = False
@@ -126,6 +126,14 @@ class Subscription(Protocol):
 
     def wake(self) -> None:
         """Make a waiting `receive` return at once."""
+        ...
+
+    def begin(self, message: Message) -> None:
+        """Note that attempt number `message.attempt` starts, so that the count survives our death.
+
+        The core calls it for repeated attempts only: a first one that dies shows as attempt 2 by having been
+        received. Without the `counts_deliveries` capability it does nothing.
+        """
         ...
 
     async def ack(self, messages: Sequence[Message]) -> None:

@@ -148,9 +148,7 @@ class TopicNotFoundError(HeadwaterError):
     """There is no such topic, and nothing here may create it."""
 
     def __init__(self, topic: str, hint: str = "") -> None:
-        super().__init__(
-            f"there is no topic {topic!r}" + (f": {hint}" if hint else "; see `headwater topics list`")
-        )
+        super().__init__(f"there is no topic {topic!r}" + (f": {hint}" if hint else "; see `headwater topics list`"))
         self.topic = topic
 
 
@@ -168,7 +166,8 @@ class OffsetOutOfRangeError(HeadwaterError):
 
     def __init__(self, topic: str, partition: int, offset: int, earliest: int, latest: int) -> None:
         super().__init__(
-            f"offset {offset} of {topic!r}[{partition}] is not stored: it keeps {earliest} up to (not including) {latest}"
+            f"offset {offset} of {topic!r}[{partition}] is not stored: "
+            f"it keeps {earliest} up to, not including, {latest}"
         )
         self.topic, self.partition, self.offset = topic, partition, offset
         self.earliest, self.latest = earliest, latest

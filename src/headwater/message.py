@@ -29,6 +29,8 @@ GROUP: Final = "hw-group"  # on a dead letter: the group that gave it up
 ONLY_GROUP: Final = "hw-only-group"  # on a replayed letter: groups other than this one skip it
 SETTLED: Final = "hw-settled"  # on a mark in a dead-letter topic: the letters that left the list
 
+_CONTROL: Final = frozenset((REPLY_TO, DEADLINE, ONLY_GROUP))
+
 HeaderPairs = Iterable[tuple[str, str | bytes]]
 HeadersLike = Mapping[str, str | bytes] | HeaderPairs
 
@@ -40,7 +42,10 @@ class Headers(Mapping[str, str]):
     `get_bytes` untouched; as text their undecodable bytes are escaped.
     """
 
-    __slots__ = ("_items", "_map")
+    __slots__ = ("_items", "_map", "control")
+
+    control: bool
+    """Whether some header asks the core for something before the handler runs."""
 
     def __init__(self, items: HeadersLike = ()) -> None:
         pairs = items.items() if isinstance(items, Mapping) else items
@@ -48,6 +53,7 @@ class Headers(Mapping[str, str]):
             (name, value.encode() if isinstance(value, str) else bytes(value)) for name, value in pairs
         )
         self._map: dict[str, bytes] = dict(self._items)
+        self.control = not _CONTROL.isdisjoint(self._map)
 
     def __getitem__(self, name: str) -> str:
         return self._map[name].decode(errors="backslashreplace")
@@ -169,6 +175,8 @@ class Message(msgspec.Struct, eq=False, repr_omit_defaults=True):
     _decode: Callable[[Message], Any] | None = None
     _value: Any = msgspec.UNSET
     _settlement: Settlement | None = None
+    _delivery: Message | None = None  # the delivery to settle, when it came by way of a retry topic
+    _called: bool = False  # its earlier attempts ended in a verdict, not in the death of a process
 
     @property
     def value(self) -> Any:

@@ -1,0 +1,154 @@
+"""What a handler gave, as messages: one for each publisher, and the reply to a request."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from .codecs import Codec
+from .errors import ConfigurationError
+from .handler import Call
+from .message import CORRELATION, ERROR, NO_HEADERS, REPLY_TO, Headers, HeadersLike, Message, Outgoing
+from .topics import field_names, is_pattern, match
+
+KeyOf = str | bytes | Callable[[Any], str | bytes | None]
+
+
+class Response(msgspec.Struct, frozen=True):
+    """A handler's result with headers or a key of its own for what is published from it."""
+
+    value: Any
+    headers: HeadersLike | None = None
+    key: str | bytes | None = None
+
+
+class Publisher(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the results of a handler go. Declared with `@app.publisher(...)`.
+
+    `key` is one for all, or a function of the result; by default the incoming message's. `when` says which
+    results are published.
+    """
+
+    topic: str
+    key: KeyOf | None = None
+    headers: HeadersLike | None = None
+    codec: Codec | None = None
+    when: Callable[[Any], bool] | None = None
+    title: str | None = None
+    description: str | None = None
+    options: tuple[Any, ...] = ()
+
+    def check(self, handler: str, topics: Sequence[str]) -> None:
+        """Raise ConfigurationError for a field that some topic of the handler does not fill."""
+        for name in field_names(self.topic):
+            for topic in topics:
+                if name not in field_names(topic):
+                    raise ConfigurationError(
+                        f"{handler} publishes to {self.topic!r}, but its topic {topic!r} has no field {name!r}"
+                    )
+
+    def address(self, message: Message, topics: Sequence[str]) -> str:
+        """The topic for the result of this message: fields are taken from the topic it came on."""
+        if not is_pattern(self.topic):
+            return self.topic
+        fields = next((found for topic in topics if (found := match(topic, message.topic))), {})
+        return self.topic.replace(":path}", "}").format(**fields)
+
+
+def to_publish(
+    result: Any, message: Message | None, publishers: Sequence[Publisher], topics: Sequence[str]
+) -> list[Outgoing]:
+    """One message for each publisher that wants this result; none for None."""
+    response = result if isinstance(result, Response) else Response(result)
+    if response.value is None:
+        return []
+    found = []
+    for publisher in publishers:
+        if publisher.when is not None and not publisher.when(response.value):
+            continue
+        key = publisher.key(response.value) if callable(publisher.key) else publisher.key
+        if response.key is not None:
+            key = response.key
+        elif key is None and message is not None:
+            key = message.key_bytes
+        topic = publisher.topic if message is None else publisher.address(message, topics)
+        headers = _headers(publisher.headers, response.headers)
+        found.append(Outgoing(response.value, topic, key=key, headers=headers, codec=publisher.codec))
+    return found
+
+
+def publishing(
+    call: Call,
+    publishers: Sequence[Publisher],
+    topics: Sequence[str],
+    publish: Callable[[Sequence[Outgoing]], Awaitable[Any]],
+) -> Call:
+    """The call, with what it gave published before it counts as done. A generator's items go out one by one."""
+
+    async def call_and_publish(work: Any) -> Any:
+        result = await call(work)
+        message = None if isinstance(work, tuple) else work
+        if not isinstance(result, AsyncIterator):
+            await _publish(result, message)
+            return result
+        first = None
+        async for item in result:
+            first = item if first is None else first
+            await _publish(item, message)
+        return first
+
+    async def _publish(result: Any, message: Message | None) -> None:
+        found = to_publish(result, message, publishers, topics)
+        if found:
+            await publish(found)
+
+    return call_and_publish
+
+
+def exhausting(call: Call) -> Call:
+    """The call of a generator that publishes nothing: it still runs to its end. Gives the first item."""
+
+    async def call_to_the_end(work: Any) -> Any:
+        items = [item async for item in await call(work)]
+        return items[0] if items else None
+
+    return call_to_the_end
+
+
+def collecting(call: Call, publishers: Sequence[Publisher], topics: Sequence[str]) -> Call:
+    """The call, giving (result, messages to publish): for a transaction, which sends them itself."""
+
+    async def call_and_collect(work: Any) -> tuple[Any, list[Outgoing]]:
+        result = await call(work)
+        message = None if isinstance(work, tuple) else work
+        if not isinstance(result, AsyncIterator):
+            return result, to_publish(result, message, publishers, topics)
+        items = [item async for item in result]
+        found = [outgoing for item in items for outgoing in to_publish(item, message, publishers, topics)]
+        return (items[0] if items else None), found
+
+    return call_and_collect
+
+
+def reply(message: Message, result: Any) -> Outgoing:
+    """The answer to a request."""
+    response = result if isinstance(result, Response) else Response(result)
+    return Outgoing(response.value, message.headers[REPLY_TO], headers=_headers(response.headers, _bound_to(message)))
+
+
+def failure_reply(message: Message, error: BaseException) -> Outgoing:
+    """The answer to a request whose handler failed for good."""
+    headers = {ERROR: type(error).__qualname__, **_bound_to(message)}
+    return Outgoing(str(error), message.headers[REPLY_TO], headers=headers)
+
+
+def _bound_to(request: Message) -> dict[str, str | bytes]:
+    return {CORRELATION: request.headers.get_bytes(CORRELATION) or b""}
+
+
+def _headers(declared: HeadersLike | None, own: HeadersLike | None) -> HeadersLike:
+    if not own:
+        return declared or NO_HEADERS
+    return Headers(declared).merged(own) if declared else own

@@ -1,0 +1,382 @@
+"""What becomes of a message: its handler is called, and it is done, tried again, or a dead letter.
+
+The only place that logs the failures of handlers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from .clock import Clock
+from .engine import Capabilities, Subscription
+from .errors import BatchError, DecodeError, Reject, RetryLater, Signal, Skip, StopApp, StopConsuming
+from .handler import Call, Handler
+from .letters import dead_letter, described, retried
+from .message import DEADLINE, ONLY_GROUP, REPLY_TO, Message, Outgoing
+from .results import failure_reply, reply
+from .retry import LONG_WAIT, Again, Dead, Retry, judge
+from .topics import dead_topic, match, retry_topic
+
+AckMode = Literal["auto", "manual", "on_receive"]
+Messages = tuple[Message, ...]
+
+_UNTIL_IT_IS_TAKEN = Retry(backoff=(0.5, 30.0))  # the wait between tries to write a dead letter
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """Hand messages over in lists: of `size`, or what has come `wait` seconds after the first."""
+
+    size: int = 100
+    wait: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.wait < 0:
+            raise ValueError(f"Batch(size={self.size}, wait={self.wait}): size is at least 1, wait at least 0 seconds")
+
+
+class Route(msgspec.Struct):
+    """A handler of a subscription, and what is done with its failures.
+
+    `call` is all that happens for a message, composed at start; it gives the handler's result, or under
+    `exactly_once` (result, messages to send).
+    """
+
+    handler: Handler
+    call: Call
+    retry: Retry
+    dead_letter: bool | str
+    accepts: Callable[[Message], bool | Awaitable[bool]] | None = None
+
+
+class Settings(msgspec.Struct, kw_only=True):
+    """How one subscription is worked on, resolved at start."""
+
+    name: str
+    topics: tuple[str, ...]
+    routes: Sequence[Route]
+    send: Callable[[Sequence[Outgoing]], Awaitable[Any]]
+    prepare: Callable[[Sequence[Outgoing]], Awaitable[Sequence[Outgoing]]]
+    logger: logging.Logger
+    clock: Clock
+    capabilities: Capabilities
+    group: str | None = None
+    concurrency: int = 1
+    prefetch: int = 1000
+    ordered: bool = False
+    batch: Batch | None = None
+    ack: AckMode = "auto"
+    exactly_once: bool = False
+    retry_through_topic: bool = False
+    stop_app: Callable[[], None] = lambda: None
+
+
+class Loop(Protocol):
+    """What settling asks of the loop that received the messages."""
+
+    subscription: Subscription
+
+    def finish(self, message: Message) -> None:
+        """This one is over: acknowledge it soon."""
+        ...
+
+    def forget(self, message: Message) -> None:
+        """This one is over, and acknowledged already."""
+        ...
+
+    async def acknowledge(self, messages: Sequence[Message]) -> None:
+        """Acknowledge these now, and what was to be acknowledged soon."""
+        ...
+
+    async def commit(self, messages: Sequence[Message], sends: Sequence[Outgoing]) -> None:
+        """Acknowledge these and send those in one transaction; they are over."""
+        ...
+
+    def park(self, message: Message, delay: float) -> None:
+        """Handle this one again after `delay` seconds."""
+        ...
+
+    async def pause(self, delay: float) -> None:
+        """Wait in place for `delay` seconds, or until the loop stops: then this raises CancelledError."""
+        ...
+
+    def stop_soon(self) -> None:
+        """Receive nothing more."""
+        ...
+
+
+class Settler:
+    """Has messages handled and settles them. Settles by hand, too: it is what `Message.ack` acts on."""
+
+    def __init__(self, settings: Settings, loop: Loop) -> None:
+        self.settings = settings
+        self.loop = loop
+        self._only = settings.routes[0] if len(settings.routes) == 1 and not settings.routes[0].accepts else None
+        self._acks_itself = settings.ack != "auto"
+        self._open: set[Message] = set()  # handed to a manual handler, not settled by it yet
+        self._warned = False
+
+    # --- one message ----------------------------------------------------------------------------------
+
+    async def process(self, message: Message) -> None:
+        """Handle one message and settle it. Nothing escapes but the cancellation of this worker."""
+        route = self._only
+        try:
+            if (message.attempt > 1 or message.headers.control or self._acks_itself) and await self._prepare(message):
+                return
+            if route is None:
+                route = await self._choose(message)
+            result = await route.call(message)
+            if self.settings.exactly_once:
+                await self._commit((message,), *result)
+            elif _wants_reply(message):
+                await self.settings.send([reply(message, result)])
+        except (Exception, asyncio.CancelledError) as error:
+            if _is_cancelled(error):
+                raise
+            await self._failed(message, route or self.settings.routes[0], error)
+        else:
+            if self._acks_itself:
+                self._handled(message)
+            elif not self.settings.exactly_once:
+                self.loop.finish(message)
+
+    async def _prepare(self, message: Message) -> bool:
+        """What some messages need before their handler; True when that settled them."""
+        settings, headers = self.settings, message.headers
+        if headers.get(ONLY_GROUP, settings.group) != settings.group or self._expired(message, 0.0):
+            self.loop.finish(message)
+            return True
+        if message.attempt > 1:
+            attempts = max(route.retry.attempts for route in settings.routes) + (settings.batch is not None)
+            if message.attempt > attempts and not message._called:
+                reason = "its process died each time it was handled"
+                await self._give_up(message, settings.routes[0], Reject(reason), reason)
+                return True
+            self.loop.subscription.begin(message)
+        if settings.ack == "on_receive":
+            await self.loop.acknowledge([message])
+        elif settings.ack == "manual":
+            message._settlement = self
+            self._open.add(message)
+        return False
+
+    async def _choose(self, message: Message) -> Route:
+        for route in self.settings.routes:
+            accepted = True if route.accepts is None else route.accepts(message)
+            if isinstance(accepted, Awaitable):
+                accepted = await accepted
+            if accepted:
+                return route
+        raise Reject("no handler takes it")
+
+    async def _commit(self, messages: Messages, result: Any, sends: list[Outgoing]) -> None:
+        """Acknowledge and send in one transaction."""
+        sends += [reply(message, result) for message in messages if _wants_reply(message)]
+        await self.loop.commit(messages, await self.settings.prepare(sends))
+
+    # --- a batch --------------------------------------------------------------------------------------
+
+    async def process_batch(self, messages: Messages) -> None:
+        """Handle some messages together. One that cannot be decoded goes to the dead letters alone."""
+        route = self.settings.routes[0]
+        ready = [message for message in messages if await self._is_ready(message, route)]
+        if not ready:
+            return
+        try:
+            result = await route.call(tuple(ready))
+            if self.settings.exactly_once:
+                await self._commit(tuple(ready), *result)
+        except BatchError as error:
+            for index, message in enumerate(ready):
+                if index in error.failed:
+                    await self._failed(message, route, error.failed[index])
+                else:
+                    self.loop.finish(message)
+        except (Exception, asyncio.CancelledError) as error:
+            if _is_cancelled(error):
+                raise
+            await self._batch_failed(ready, route, error)
+        else:
+            for message in ready:
+                if self._acks_itself:
+                    self._handled(message)
+                elif not self.settings.exactly_once:
+                    self.loop.finish(message)
+
+    async def _is_ready(self, message: Message, route: Route) -> bool:
+        try:
+            if await self._prepare(message):
+                return False
+            message._decode = route.handler.decode
+            _ = message.value
+        except DecodeError as error:
+            await self._failed(message, route, error)
+            return False
+        return True
+
+    async def _batch_failed(self, messages: list[Message], route: Route, error: BaseException) -> None:
+        """All are tried again; once their attempts are exhausted one by one, so that the bad one stands alone."""
+        exhausted = len(messages) > 1 and messages[0].attempt >= route.retry.attempts
+        if exhausted and isinstance(error, route.retry.on) and not isinstance(error, Signal):
+            delay = route.retry.delay(messages[0].attempt)
+            self.settings.logger.warning(
+                "%s failed on a batch of %d: %s; one by one in %.3g s",
+                route.handler.name,
+                len(messages),
+                described(error),
+                delay,
+            )
+            for message in messages:
+                self._again(message, delay)
+            return
+        for message in messages:
+            await self._failed(message, route, error)
+
+    # --- failures -------------------------------------------------------------------------------------
+
+    async def _failed(self, message: Message, route: Route, error: BaseException) -> None:
+        """What a handler raised ends here."""
+        if self.settings.ack == "manual" and message not in self._open:
+            self.settings.logger.error("%s failed after it settled %s", route.handler.name, message.id, exc_info=error)
+            return
+        if isinstance(error, (Skip, StopConsuming, StopApp)):
+            self._over(message)
+            if not isinstance(error, Skip):
+                self.loop.stop_soon()
+            if isinstance(error, StopApp):
+                self.settings.stop_app()
+            return
+        verdict = judge(error, message.attempt, route.retry)
+        if isinstance(verdict, Again) and self._expired(message, verdict.delay):
+            verdict = Dead("nobody waits for the reply any more")
+        self._log(route, message, error, verdict)
+        if isinstance(verdict, Dead):
+            await self._give_up(message, route, error, verdict.reason)
+        elif verdict.delay > LONG_WAIT and self.settings.retry_through_topic:
+            await self._replace(message, [retried(message, self._retry_topic(message), verdict.delay)])
+        else:
+            self._again(message, verdict.delay)
+
+    def _again(self, message: Message, delay: float) -> None:
+        self._open.discard(message)
+        message.attempt += 1
+        message._called = True
+        message._value = msgspec.UNSET  # the handler may have changed the value it was given
+        self.loop.park(message, delay)
+
+    async def _give_up(self, message: Message, route: Route, error: BaseException, reason: str) -> None:
+        """Write the dead letter, tell who asked, and only then let go of the message."""
+        instead = [failure_reply(message, error)] if _wants_reply(message) else []
+        if route.dead_letter:
+            topic = dead_topic(message.topic) if route.dead_letter is True else route.dead_letter
+            instead.append(dead_letter(message, topic, reason, error))
+        await self._replace(message, instead)
+
+    async def _replace(self, message: Message, sends: list[Outgoing]) -> None:
+        """Send these in place of the message. While they are not taken it is not acknowledged: try on."""
+        for tries in itertools.count(1):
+            try:
+                if self.settings.exactly_once:
+                    await self._commit((message,), None, sends)
+                    return
+                if sends:
+                    await self.settings.send(sends)
+                break
+            except Exception as error:
+                delay = _UNTIL_IT_IS_TAKEN.delay(tries)
+                self.settings.logger.error(
+                    "cannot publish to %s what becomes of %s: %s; again in %.3g s, it stays unacknowledged",
+                    ", ".join(outgoing.topic for outgoing in sends),
+                    message.id,
+                    described(error),
+                    delay,
+                )
+                await self.loop.pause(delay)
+        self._over(message)
+
+    def _over(self, message: Message) -> None:
+        self._open.discard(message)
+        if self.settings.ack == "on_receive":
+            self.loop.forget(message)
+        else:
+            self.loop.finish(message)
+
+    def _expired(self, message: Message, delay: float) -> bool:
+        """Whether this is a request that nobody waits for, in `delay` seconds from now."""
+        deadline = message.headers.get(DEADLINE) if message.headers.control else None
+        return deadline is not None and self.settings.clock.time() + delay > float(deadline)
+
+    def _retry_topic(self, message: Message) -> str:
+        topics = self.settings.topics
+        declared = next((topic for topic in topics if match(topic, message.topic) is not None), message.topic)
+        return retry_topic(declared, self.settings.group or "")
+
+    def _log(self, route: Route, message: Message, error: BaseException, verdict: Again | Dead) -> None:
+        """A failure: a warning while it will be tried again, an error with a traceback in the end."""
+        logger, handler = self.settings.logger, route.handler.name
+        if isinstance(error, RetryLater):
+            logger.debug("%s wants %s again in %.3g s", handler, message.id, error.delay)
+        elif isinstance(verdict, Again):
+            text = "%s failed on %s, attempt %d: %s; again in %.3g s"
+            logger.warning(text, handler, message.id, message.attempt, described(error), verdict.delay)
+        else:
+            logger.error(
+                "%s gave up %s after %d attempt(s), %s: %s; %s",
+                handler,
+                message.id,
+                message.attempt,
+                verdict.reason,
+                described(error),
+                "kept as a dead letter" if route.dead_letter else "dropped, since it has no dead letters",
+                exc_info=None if isinstance(error, (Signal, DecodeError)) else error,
+            )
+
+    # --- settling by hand -----------------------------------------------------------------------------
+
+    def _handled(self, message: Message) -> None:
+        if self.settings.ack == "on_receive":
+            self.loop.forget(message)
+        elif message in self._open and not self._warned:
+            self._warned = True
+            self.settings.logger.warning(
+                "%s returned without settling %s: it stays unacknowledged until message.ack(), nack() or reject()",
+                self.settings.name,
+                message.id,
+            )
+
+    def _close(self, message: Message) -> None:
+        if message not in self._open:
+            raise RuntimeError(f"{message.id} is settled already")
+        self._open.discard(message)
+
+    async def ack(self, message: Message) -> None:
+        self._close(message)
+        self.loop.finish(message)
+        await self.loop.acknowledge(())
+
+    async def nack(self, message: Message, delay: float) -> None:
+        self._close(message)
+        self._again(message, delay)
+
+    async def reject(self, message: Message, reason: str) -> None:
+        self._close(message)
+        await self._give_up(message, self._only or await self._choose(message), Reject(reason), reason or "rejected")
+
+    async def extend(self, message: Message) -> None:
+        await self.loop.subscription.extend([message])
+
+
+def _wants_reply(message: Message) -> bool:
+    return message.headers.control and REPLY_TO in message.headers
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Whether this is our own task's cancellation, not one that a handler made up."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0

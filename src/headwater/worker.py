@@ -1,0 +1,331 @@
+"""The loop of one subscription: receive, hand out to lanes, acknowledge, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final
+
+from .clock import Timer
+from .engine import Ack, Assigned, Change, Lost, Subscription
+from .letters import returned
+from .message import Message, Outgoing
+from .order import Lineup, Partitions
+from .settle import Settings, Settler
+from .topics import RETRY_SUFFIX
+
+RECEIVE_WAIT: Final = 5.0  # seconds a quiet `receive` may take; it is woken for everything that matters
+MAX_AHEAD: Final = 10_000  # messages held before the partition that holds most of them pauses
+ACK_BURST: Final = 256  # handled messages that share one acknowledgement ...
+ACK_WAIT: Final = 0.05  # ... unless the first of them has waited this long, in seconds
+
+Work = Message | tuple[Message, ...]
+
+
+class Worker:
+    """Works on one subscription until told to stop.
+
+    Lanes handle messages beside each other; a parked message (one that waits for another attempt) holds none.
+    A message is acknowledged only after its handler, and what it published, succeeded.
+    """
+
+    def __init__(self, settings: Settings, lineup: Lineup) -> None:
+        self.settings = settings
+        self.settler = Settler(settings, self)
+        self.subscription: Subscription  # given to `run`
+        self.stopping = False
+        self.on_quiet: Callable[[], object] | None = None  # told whenever `busy` may have become 0
+        self._lineup = lineup
+        self._held = 0  # received and not over
+        self._finished: list[Message] = []  # over, to be acknowledged together
+        self._finished_since = 0.0
+        self._running: list[Work | None] = [None] * settings.concurrency
+        self._parked: dict[Message, Timer] = {}
+        self._sleepers: deque[asyncio.Future[None]] = deque()  # idle lanes
+        self._wants_room: asyncio.Future[None] | None = None  # the receiver, waiting for the lanes
+        self._revoking: asyncio.Future[None] | None = None
+        self._paused: Counter[tuple[str, int]] = Counter()  # paused partitions, and how many they hold
+        self._pauses: dict[asyncio.Future[None], Timer] = {}
+        self._batch_timer: Timer | None = None
+        self._batch_due = False
+
+    @property
+    def parked(self) -> int:
+        """Messages that wait for another attempt."""
+        return len(self._parked)
+
+    @property
+    def busy(self) -> int:
+        """Messages being handled or acknowledged, or that could be: those that wait for no time to pass."""
+        ready = len(self._lineup.ready) if self._batch_is_ready() else 0
+        running = sum(1 if isinstance(work, Message) else len(work) for work in self._running if work is not None)
+        return ready + running + len(self._finished) - len(self._pauses)
+
+    async def run(self, subscription: Subscription) -> None:
+        """Work until `stop_soon`. Raises what makes the subscription itself fail."""
+        self.subscription = subscription
+        lanes = [asyncio.create_task(self._lane(number)) for number in range(self.settings.concurrency)]
+        receiver = asyncio.create_task(self._receive())
+        try:
+            await _all_or_first_failure([receiver, *lanes])
+        finally:
+            self.stop_soon()
+            for lane in lanes:
+                lane.cancel()
+            await asyncio.gather(*lanes, receiver, return_exceptions=True)
+            for timer in self._parked.values():
+                timer.cancel()
+            await self.acknowledge(())
+
+    def stop_soon(self) -> None:
+        """Receive nothing more and let the lanes finish what they are doing.
+
+        What was received and not begun goes back to the source; one that takes nothing back is worked through.
+        """
+        if self.stopping:
+            return
+        self.stopping = True
+        if hasattr(self, "subscription"):
+            self.subscription.wake()
+        for pause in list(self._pauses):
+            pause.cancel()
+        self._make_room()
+        self._wake_lanes(len(self._sleepers))
+
+    # --- receiving ------------------------------------------------------------------------------------
+
+    async def _receive(self) -> None:
+        while not self.stopping:
+            room = self._room()
+            if room <= 0:
+                self._wants_room = asyncio.get_running_loop().create_future()
+                await self._wants_room
+                self._wants_room = None
+                continue
+            messages = await self.subscription.receive(room, RECEIVE_WAIT)
+            if messages and not self._leaves_the_rest():
+                self._admit(messages)
+        self._wake_lanes(len(self._sleepers))
+
+    def _leaves_the_rest(self) -> bool:
+        """Whether what was not begun goes back to its source."""
+        return self.stopping and self.settings.capabilities.ack is not Ack.NONE
+
+    def _room(self) -> int:
+        """How many more messages may be received now."""
+        while self._held - self._paused.total() >= MAX_AHEAD:
+            if not self._pause_the_fullest():
+                return 0
+        at_hand = len(self._lineup.ready) + len(self._running) - len(self._sleepers)
+        return min(self.settings.prefetch - at_hand, MAX_AHEAD - (self._held - self._paused.total()))
+
+    def _pause_the_fullest(self) -> bool:
+        """Too much waits behind parked messages: pause the partition with most of it, the others go on."""
+        waiting = Counter(_partition(message) for message in (*self._lineup, *self._parked))
+        for partition in self._paused:
+            del waiting[partition]
+        if not waiting or not self._parked:
+            return False
+        partition, count = waiting.most_common(1)[0]
+        self._paused[partition] = count
+        self.subscription.pause(frozenset((partition,)))
+        return True
+
+    def _admit(self, messages: Sequence[Message]) -> None:
+        if self.settings.retry_through_topic:
+            messages = [returned(m) if m.topic.endswith(RETRY_SUFFIX) else m for m in messages]
+        self._held += len(messages)
+        self._lineup.add(messages)
+        self._more_is_ready()
+
+    def _more_is_ready(self) -> None:
+        ready = len(self._lineup.ready)
+        if self.settings.batch is None:
+            self._wake_lanes(ready)
+        elif self._batch_is_ready():
+            self._wake_lanes(1)
+        elif ready and self._batch_timer is None:
+            self._batch_timer = self.settings.clock.call_later(self.settings.batch.wait, self._end_batch)
+
+    def _tell_who_waits(self) -> None:
+        if self._revoking is not None:
+            _set(self._revoking)
+        half_empty = len(self._lineup.ready) * 2 <= self.settings.prefetch
+        if half_empty and (self._held - self._paused.total()) * 4 <= MAX_AHEAD * 3:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        if self._wants_room is not None:
+            _set(self._wants_room)
+
+    # --- lanes ----------------------------------------------------------------------------------------
+
+    async def _lane(self, number: int) -> None:
+        ready, running, finished = self._lineup.ready, self._running, self._finished
+        batched = self.settings.batch is not None
+        process: Callable[[Any], Any] = self.settler.process_batch if batched else self.settler.process
+        take: Callable[[], Work] = self._take_batch if batched else ready.popleft
+        while True:
+            while ready and not (self.stopping and self._leaves_the_rest()) and (not batched or self._batch_is_ready()):
+                work = running[number] = take()
+                await process(work)
+                running[number] = None
+                if self._wants_room is not None or self._revoking is not None:
+                    self._tell_who_waits()
+                if finished and (len(finished) >= ACK_BURST or time.monotonic() - self._finished_since > ACK_WAIT):
+                    await self.acknowledge(())
+            if finished:
+                await self.acknowledge(())
+            elif self.stopping:
+                return
+            else:
+                await self._sleep()
+
+    async def _sleep(self) -> None:
+        sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sleepers.append(sleeper)
+        self._make_room()
+        if self.on_quiet is not None:
+            self.on_quiet()
+        await sleeper
+
+    def _wake_lanes(self, count: int) -> None:
+        sleepers = self._sleepers
+        while sleepers and count > 0:
+            sleeper = sleepers.popleft()
+            if not sleeper.done():
+                sleeper.set_result(None)
+                count -= 1
+
+    # --- batches --------------------------------------------------------------------------------------
+
+    def _batch_is_ready(self) -> bool:
+        batch = self.settings.batch
+        return batch is None or self._batch_due or self.stopping or len(self._lineup.ready) >= batch.size
+
+    def _end_batch(self) -> None:
+        self._batch_timer = None
+        self._batch_due = True
+        self._wake_lanes(1)
+
+    def _take_batch(self) -> tuple[Message, ...]:
+        assert self.settings.batch is not None
+        ready, size = self._lineup.ready, self.settings.batch.size
+        attempts = self.settings.routes[0].retry.attempts
+        taken = [ready.popleft()]
+        if taken[0].attempt <= attempts:  # the members of an exhausted batch are retried one by one
+            while ready and len(taken) < size and ready[0].attempt <= attempts:
+                taken.append(ready.popleft())
+        self._batch_due = bool(ready) and ready[0].attempt > attempts
+        if self._batch_timer is not None:
+            self._batch_timer.cancel()
+            self._batch_timer = None
+        self._more_is_ready()
+        return tuple(taken)
+
+    # --- what settling asks for -----------------------------------------------------------------------
+
+    def finish(self, message: Message) -> None:
+        if not self._finished:
+            self._finished_since = time.monotonic()
+        self._finished.append(message)
+        self.forget(message)
+
+    def forget(self, message: Message) -> None:
+        self._held -= 1
+        self._lineup.settled(message)
+        if self._paused:
+            self._count_down(_partition(message))
+
+    async def acknowledge(self, messages: Sequence[Message]) -> None:
+        done = [*self._finished, *messages]
+        self._finished.clear()
+        if not done:
+            return
+        if self.settings.retry_through_topic:
+            done = [message._delivery or message for message in done]
+        try:
+            await self.subscription.ack(done)
+        except Exception as error:
+            self.settings.logger.error(
+                "%s could not acknowledge %d message(s), they will come again: %s", self.settings.name, len(done), error
+            )
+        if self.on_quiet is not None:
+            self.on_quiet()
+
+    async def commit(self, messages: Sequence[Message], sends: Sequence[Outgoing]) -> None:
+        await self.subscription.commit(messages, sends)
+        for message in messages:
+            self.forget(message)
+
+    def park(self, message: Message, delay: float) -> None:
+        self._lineup.park(message)
+        self._parked[message] = self.settings.clock.call_later(delay, lambda: self._unpark(message))
+
+    def _unpark(self, message: Message) -> None:
+        del self._parked[message]
+        self._lineup.unpark(message)
+        self._more_is_ready()
+
+    async def pause(self, delay: float) -> None:
+        pause: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._pauses[pause] = self.settings.clock.call_later(delay, partial(_set, pause))
+        if self.on_quiet is not None:
+            self.on_quiet()
+        try:
+            await pause
+        finally:
+            self._pauses.pop(pause).cancel()
+
+    def _count_down(self, partition: tuple[str, int]) -> None:
+        if partition in self._paused:
+            self._paused[partition] -= 1
+            if self._paused[partition] <= MAX_AHEAD // 2:
+                del self._paused[partition]
+                self.subscription.resume(frozenset((partition,)))
+                self._make_room()
+
+    # --- partitions that move -------------------------------------------------------------------------
+
+    async def on_change(self, change: Change) -> None:
+        """Partitions that leave are finished and acknowledged before this returns, unless they are lost already."""
+        if isinstance(change, Assigned):
+            return
+        self._held -= len(self._lineup.drop(change.partitions))
+        for message in [message for message in self._parked if _partition(message) in change.partitions]:
+            self._parked.pop(message).cancel()
+            self.forget(message)
+        for partition in change.partitions:
+            self._paused.pop(partition, None)
+        if not isinstance(change, Lost):
+            while self._handles_any_of(change.partitions):
+                self._revoking = asyncio.get_running_loop().create_future()
+                await self._revoking
+            self._revoking = None
+            await self.acknowledge(())
+        self._make_room()
+
+    def _handles_any_of(self, partitions: Partitions) -> bool:
+        for work in self._running:
+            messages = (work,) if isinstance(work, Message) else work or ()
+            if any(_partition(message) in partitions for message in messages):
+                return True
+        return False
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _partition(message: Message) -> tuple[str, int]:
+    return (message.topic, message.partition or 0)
+
+
+async def _all_or_first_failure(tasks: Sequence[asyncio.Task[None]]) -> None:
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    for task in done:
+        task.result()
