@@ -59,22 +59,35 @@ def test_what_was_acknowledged_is_skipped_after_a_restart(tmp_path: Path) -> Non
     assert pending(reopened(file), 10) == [0, 1, 3, 4, 8, 9]
 
 
-def test_a_fresh_run_comes_whole_and_a_suspect_comes_alone_with_its_attempt(tmp_path: Path) -> None:
+def test_a_fresh_run_comes_whole_and_what_was_delivered_shows_its_attempt(tmp_path: Path) -> None:
     file, page = one_page(tmp_path)
     page.deliver(0, 3)
-    assert page.next_run(0, 100) == (0, 1, 2)
-    page.deliver(0, 1)
-    assert page.next_run(0, 100) == (0, 1, 3)
-    page.ack(0, 3)
+    assert page.next_run(0, 100) == (0, 3, 2)
+    page.begin(1, 2)
+    again = reopened(file)
+    assert again.next_run(0, 100) == (0, 1, 2)
+    assert again.next_run(1, 100) == (1, 1, 3)
+    assert again.next_run(2, 100) == (2, 1, 2)
+    again.ack(0, 3)
     assert reopened(file).next_run(3, 100) == (3, 100, 1)
 
 
-def test_deliveries_are_counted_up_to_a_limit_and_never_read_as_done(tmp_path: Path) -> None:
+def test_attempts_are_counted_up_to_a_limit_and_never_read_as_done(tmp_path: Path) -> None:
     _, page = one_page(tmp_path)
-    for _ in range(300):
-        page.deliver(0, 1)
+    for attempt in range(300):
+        page.begin(0, attempt)
     assert page.next_run(0, 1) == (0, 1, 127)
     assert page.watermark == 0
+
+
+def test_an_attempt_at_what_is_done_changes_nothing(tmp_path: Path) -> None:
+    _, page = one_page(tmp_path)
+    page.ack(1)
+    page.begin(1, 2)
+    page.ack(0)
+    assert page.watermark == 2
+    page.begin(0, 2)
+    assert page.next_run(2, 5) == (2, 5, 1)
 
 
 def test_what_is_given_back_was_not_delivered(tmp_path: Path) -> None:
@@ -94,6 +107,19 @@ def test_the_watermark_goes_back_only_by_a_reset(tmp_path: Path) -> None:
     page.reset(20)
     assert page.watermark == 20
     assert page.next_run(20, 10) == (20, 10, 1)
+
+
+def test_a_reset_undoes_the_transactions_before_it_also_after_a_power_loss(tmp_path: Path) -> None:
+    _, page = one_page(tmp_path)
+    page.stage(10, frame=5, boot=77)
+    page.settle(5, 77)
+    page.reset(0, frame=5)
+    page.stage(10, frame=5, boot=78)
+    page.settle(9, 78)
+    assert page.watermark == 0
+    page.stage(3, frame=6, boot=78)
+    page.settle(9, 78)
+    assert page.watermark == 3
 
 
 def test_an_offset_out_of_reach_cannot_be_acknowledged(tmp_path: Path) -> None:

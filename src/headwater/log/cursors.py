@@ -38,11 +38,12 @@ _SWEPT: Final = 9  # the ring holds offsets from here to here + WINDOW
 _STAGED: Final = 10  # watermark of a transaction that is committed but perhaps not on disk
 _STAGED_FRAME: Final = 11  # its frame
 _STAGED_BOOT: Final = 12  # the boot in which it was staged
-_RETIRED: Final = 13  # another member has taken this page over
+_RESET_FRAME: Final = 13  # transactions up to this frame were undone by a reset
+_RETIRED: Final = 14  # another member has taken this page over
 
 # A byte of the ring: a number in the low seven bits and their parity on top, so that one flipped bit shows.
 _DONE_NUMBER: Final = 127
-_MOST: Final = 126  # deliveries counted; more show as this many
+_MOST: Final = 126  # attempts counted; more show as this many
 
 
 def _with_parity(number: int) -> int:
@@ -55,18 +56,11 @@ _ONCE: Final = _with_parity(1)
 _NUMBER: Final = {_with_parity(number): number for number in range(128)}
 
 
-def _table(change: dict[int, int]) -> bytes:
-    """A translation of ring bytes that leaves all others (done, damaged) as they are."""
-    return bytes(change.get(byte, byte) for byte in range(256))
-
-
-_DELIVERED: Final = _table({_with_parity(n): _with_parity(min(n + 1, _MOST)) for n in range(_MOST + 1)})
-_GIVEN_BACK: Final = _table({_with_parity(n): _with_parity(n - 1) for n in range(1, _MOST + 1)})
-
 _ALL_ONCE: Final = bytes([_ONCE]) * WINDOW
 _ALL_DONE: Final = bytes([_DONE]) * WINDOW
 _ALL_FRESH: Final = bytes(WINDOW)
 _DONE_BYTE: Final = bytes([_DONE])
+_GIVEN_BACK: Final = bytes(_FRESH if byte == _ONCE else byte for byte in range(256))
 
 _PRIME: Final = 65521  # a flipped bit changes the number by a power of two, which no odd prime divides
 MAX_OFFSET: Final = (1 << 48) - 1
@@ -80,7 +74,7 @@ class CursorPage:
     """The position of one group on one partition.
 
     One owner at a time writes; anybody may read. Offsets below `watermark` are done for good; those from
-    `watermark` up to `limit` are told apart. The watermark goes back only by `reset`.
+    `watermark` up to `limit` are told apart: fresh, delivered (with the number of attempts), done. The watermark goes back only by `reset`.
     """
 
     __slots__ = ("_floor", "_ring", "_words", "index", "name", "path")
@@ -152,9 +146,8 @@ class CursorPage:
     def next_run(self, position: int, limit: int) -> tuple[int, int, int]:
         """What to deliver from `position` on: (first offset, how many, their attempt).
 
-        Done messages are skipped. A message that was delivered before and never acknowledged may be what
-        killed its consumer: it comes alone. None to deliver in reach: the count is 0, and the offset says
-        up to where all is done.
+        Done messages are skipped, and a run is of one attempt. With none to deliver in reach the count is
+        0, and the offset says up to where all is done.
         """
         end = min(position + limit, self._floor + WINDOW)
         if position >= end:
@@ -166,28 +159,31 @@ class CursorPage:
         first = end - len(rest)
         if not rest:
             return end, 0, 1
-        fresh = len(rest) - len(rest.lstrip(b"\0"))
-        if fresh:
-            return first, fresh, 1
-        return first, 1, self._deliveries(first, rest[0]) + 1
+        run = len(rest) - len(rest.lstrip(rest[:1]))
+        return first, run, self._attempts(first, rest[0]) + 1
 
-    def _deliveries(self, offset: int, byte: int) -> int:
+    def _attempts(self, offset: int, byte: int) -> int:
         number = _NUMBER.get(byte)
         if number is None:
             raise self._damaged(f"the mark of offset {offset}", HEADER + offset % WINDOW)
         return number
 
     def deliver(self, first: int, count: int) -> None:
-        """Count a delivery of these offsets, before anybody handles them."""
-        start = first % WINDOW
+        """Note that these fresh offsets are delivered, before anybody handles them: a first attempt begins."""
         if count == 1:
-            self._ring[start] = _DELIVERED[self._ring[start]]
+            self._ring[first % WINDOW] = _ONCE
         else:
-            marks = self._slice(first, count)
-            self._fill(first, marks.translate(_DELIVERED) if marks.rstrip(b"\0") else _ALL_ONCE[:count])
+            self._fill(first, _ALL_ONCE[:count])
+
+    def begin(self, offset: int, attempt: int) -> None:
+        """Note that this attempt at an offset begins, so that the next one after a death is counted on."""
+        if self.watermark <= offset < self._floor + WINDOW:
+            start = offset % WINDOW
+            if self._attempts(offset, self._ring[start]) < attempt:
+                self._ring[start] = _with_parity(min(attempt, _MOST))
 
     def give_back(self, end: int) -> None:
-        """Take back one delivery of all that is not done below `end`: nobody died over these."""
+        """Take back the delivery of what is not done below `end` and was not tried again: nobody died over it."""
         first = self.watermark
         if end > first:
             self._fill(first, self._slice(first, end - first).translate(_GIVEN_BACK))
@@ -237,8 +233,9 @@ class CursorPage:
         self._words[_SWEPT] = _sealed(to)
         self._floor = to
 
-    def reset(self, to: int) -> None:
-        """Begin again at `to`, forgetting deliveries and acknowledgements past it."""
+    def reset(self, to: int, frame: int = 0) -> None:
+        """Begin again at `to`, forgetting what was delivered and done past it, and transactions up to `frame`."""
+        self._words[_RESET_FRAME] = _sealed(frame)
         self._words[_STAGED_FRAME] = 0
         # Wipe first: a death in between redelivers instead of taking old marks for new ones.
         self._ring[:] = _ALL_FRESH
@@ -256,6 +253,8 @@ class CursorPage:
         Its frame may not be on disk yet, while the kernel may write this page out at any moment: after a
         power loss the watermark must not be ahead of the journal.
         """
+        if frame <= self._word(_RESET_FRAME):
+            return
         if not self._words[_STAGED_FRAME] or to > self._word(_STAGED) or boot != self._word(_STAGED_BOOT):
             self._words[_STAGED_FRAME] = 0
             self._words[_STAGED] = _sealed(to)
