@@ -60,7 +60,7 @@ def test_every_partition_has_one_willing_owner_and_no_topic_is_lopsided(
     result = balanced(wanted)
     assert result.keys() == {(item.topic, item.partition) for item in wanted}
     for topic, (_, candidates) in topics.items():
-        counts = Counter({name: 0 for name in candidates})
+        counts = Counter(dict.fromkeys(candidates, 0))
         counts.update(owner for (name, _), owner in result.items() if name == topic)
         assert counts.keys() == candidates
         assert max(counts.values()) - min(counts.values()) <= 1

@@ -170,7 +170,7 @@ def test_a_zombie_writes_to_a_page_that_nobody_reads(tmp_path: Path) -> None:
     assert not page.retired
     assert (page.generation, page.watermark) == (2, 0)
     assert pending(page, 10) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
-    assert page.next_run(0, 10) == (0, 1, 2)
+    assert page.next_run(0, 10) == (0, 4, 2)
 
 
 @given(st.integers(0, 1 << 30), st.integers(0, 2**40))
@@ -213,9 +213,13 @@ def test_a_flipped_bit_is_noticed_and_named(tmp_path: Path, position: int, bit: 
     content = bytearray(file.path.read_bytes())
     content[position] ^= 1 << bit
     file.path.write_bytes(content)
-    with pytest.raises(StoreCorruptError, match=r"orders.*cursors reset|orders.*reset"):
+
+    def read() -> None:
         again = reopened(file)
         again.next_run(again.watermark, 100)
+
+    with pytest.raises(StoreCorruptError, match=r"orders.*reset"):
+        read()
 
 
 def test_a_page_of_another_partition_is_noticed(tmp_path: Path) -> None:

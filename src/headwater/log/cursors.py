@@ -74,7 +74,8 @@ class CursorPage:
     """The position of one group on one partition.
 
     One owner at a time writes; anybody may read. Offsets below `watermark` are done for good; those from
-    `watermark` up to `limit` are told apart: fresh, delivered (with the number of attempts), done. The watermark goes back only by `reset`.
+    there up to `limit` are told apart: fresh, delivered (with the number of attempts), done. The watermark
+    goes back only by `reset`.
     """
 
     __slots__ = ("_floor", "_ring", "_words", "index", "name", "path")

@@ -81,7 +81,7 @@ class Journal:
 
     # Appending
 
-    def append(self, draft: Draft) -> Committed:
+    def append(self, draft: Draft, guard: Callable[[], None] | None = None) -> Committed:
         """Commit a frame: all of it or nothing. Survives the death of this process at any moment.
 
         Raises StoreFullError with nothing written, StoreBusyError, RetiredStreamError.
@@ -91,6 +91,8 @@ class Journal:
             words = self.control.words
             words[ctl.OWNER] = self._pid
             self.settle()
+            if guard is not None:
+                guard()
             number, end, frame, last = self.control.state()
             if words[ctl.FAILED]:
                 self.control.check()

@@ -43,8 +43,9 @@ class Lease:
 class Member:
     """One member of a group, in the running loop. `leases` is what it has.
 
-    `on_change` hears of each change before it takes effect, one at a time. Revoked is awaited before the partitions are given, and they
-    deliver nothing meanwhile. `failure` is the last error of the work behind, for `receive` to raise.
+    `on_change` hears of each change before it takes effect, one at a time. Revoked is awaited before the
+    partitions are given, and they deliver nothing meanwhile. `failure` is the last error of the work behind,
+    for `receive` to raise.
     """
 
     def __init__(

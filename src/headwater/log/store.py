@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NoReturn
@@ -127,16 +128,22 @@ class Store:
 
     # Appending
 
-    def append(self, runs: Sequence[Run], cursors: Sequence[CursorCommit] = ()) -> Committed:
+    def append(
+        self,
+        runs: Sequence[Run],
+        cursors: Sequence[CursorCommit] = (),
+        guard: Callable[[], None] | None = None,
+    ) -> Committed:
         """Commit these records and cursors: all or nothing, in this order, offsets dense per stream.
 
+        `guard` is called under the lock, before anything is written: what it raises stops the commit.
         Blocks for microseconds. With durability "fsync", call `sync(committed.end)` before acknowledging.
         Raises TopicNotFoundError for a deleted topic's stream, StoreFullError with nothing written,
         StoreBusyError, ValueError for two runs of one stream.
         """
         draft = frames.encode(runs, cursors)
         try:
-            return self._journal.append(draft)
+            return self._journal.append(draft, guard)
         except RetiredStreamError as error:
             raise TopicNotFoundError(f"stream {error.stream}", "it was deleted") from error
 
@@ -146,6 +153,18 @@ class Store:
         Blocks for as long as the disk takes; callers at the same time share one fsync. Raises StoreError.
         """
         self._journal.sync(upto)
+
+    @contextmanager
+    def fence(self) -> Iterator[None]:
+        """No frame is committed while this is held, and all that were are seen through. Blocks, briefly."""
+        with self._lock:
+            self._journal.settle()
+            yield
+
+    @property
+    def number(self) -> int:
+        """The number of the last commit."""
+        return self._control.state().number
 
     def note_applied(self, position: int) -> None:
         """Say that all effects of cursor commits before this position are on disk."""
