@@ -25,7 +25,7 @@ TICK: Final = 1.0  # seconds between heartbeats, and between looks at the others
 class Lease:
     """One partition while this member has it. `live` ends before somebody else begins."""
 
-    __slots__ = ("epoch", "live", "page", "partition", "paused", "position", "stream", "topic")
+    __slots__ = ("epoch", "leaving", "live", "page", "partition", "paused", "position", "stream", "topic")
 
     def __init__(
         self, topic: str, partition: int, stream: int, page: CursorPage, position: int, epoch: int
@@ -33,6 +33,7 @@ class Lease:
         self.topic, self.partition, self.stream = topic, partition, stream
         self.page, self.position, self.epoch = page, position, epoch
         self.live = True
+        self.leaving = False
         self.paused = False
 
     @property
@@ -179,7 +180,7 @@ class Member:
     async def _revoke(self, surplus: set[TopicPartition]) -> None:
         leases = [self.leases[at] for at in surplus if at in self.leases]
         for lease in leases:
-            lease.paused = True
+            lease.leaving = lease.paused = True
         await self._on_change(Revoked(frozenset(surplus), max((lease.epoch for lease in leases), default=0)))
         for lease in leases:
             self._drop(lease.at)
