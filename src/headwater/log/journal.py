@@ -106,7 +106,7 @@ class Journal:
             meta = frames.stamp(draft, segment, position, bases, previous, now, number, durable)
             self._write(segment, position, meta, draft)
             behind = end + draft.length
-            self.control.commit(State(number, behind, end, now))
+            self.control.commit(number, behind, end, now)
             self._apply(
                 zip(draft.streams, draft.counts, bases, draft.sizes, strict=True), end, number, draft.cursors
             )
@@ -196,10 +196,10 @@ class Journal:
         number = words[ctl.COMMIT]
         if words[ctl.APPLIED] == number:
             return
-        state = self.control.state()
-        if state.frame:
+        _, end, frame, _ = self.control.state()
+        if frame:
             try:
-                buffer, at, header = self._active(state.frame >> 32).frame(state.frame & LOW, state.end & LOW)
+                buffer, at, header = self._active(frame >> 32).frame(frame & LOW, end & LOW)
             except BadFrameError as error:
                 raise self._damaged(error, "the last frame of the journal") from error
             due = [
@@ -207,11 +207,11 @@ class Journal:
                 for index, run in enumerate(frames.read_runs(buffer, at, header))
                 if words[HEADS + HEAD * run.stream] == run.base
             ]
-            self._apply(due, state.frame, number, frames.read_cursors(buffer, at, header))
+            self._apply(due, frame, number, frames.read_cursors(buffer, at, header))
         words[ctl.APPLIED] = number
         self.control.bump(ctl.SEGMENTS)
         if self._process_only:
-            words[ctl.VISIBLE] = seal(state.end)
+            words[ctl.VISIBLE] = seal(end)
 
     def verify_head(self, stream: int) -> None:
         """Raise StoreCorruptError unless a stream's head agrees with the journal. Under the lock."""
@@ -220,7 +220,7 @@ class Journal:
             raise RetiredStreamError(stream)
         at = HEADS + HEAD * stream
         following, tail = words[at], words[at + ctl.TAIL]
-        end = self.control.state().end
+        end = self.control.end
         if following == RETIRED:
             return
         segment = self._active(end >> 32)
@@ -245,7 +245,7 @@ class Journal:
         return self._reader
 
     def _damaged(self, error: BadFrameError, what: str) -> StoreCorruptError:
-        name = segment_path(self.directory, self.control.state().end >> 32).name
+        name = segment_path(self.directory, self.control.end >> 32).name
         return StoreCorruptError(self.directory, name, error.position, f"{error.reason}; {what}")
 
     # Rolling
@@ -271,9 +271,9 @@ class Journal:
         self.close()
         self._segment, self._fd = segment + 1, fd
         words[ctl.ALLOCATED] = length + room
-        state = State(number + 1, (segment + 1) << 32 | length, 0, time)
-        self.control.commit(state)
-        words[ctl.APPLIED] = state.number
+        state = number + 1, (segment + 1) << 32 | length, 0, time
+        self.control.commit(*state)
+        words[ctl.APPLIED] = number + 1
         self.control.bump(ctl.SEGMENTS)
         return state
 
@@ -316,15 +316,15 @@ class Journal:
             durable = unseal(words[ctl.DURABLE])
             if durable >= upto:
                 return
-            end = self.control.state().end
+            end = self.control.end
             try:
                 self._flush(durable >> 32, end >> 32)
             except OSError as error:
                 words[ctl.FAILED] = 1
                 raise StoreError(
                     self.directory,
-                    f"the disk refused an fsync ({error.strerror}); nothing more is taken. Stop every process "
-                    f"that uses this store, look at the disk, then run `headwater log repair`",
+                    f"the disk refused an fsync ({error.strerror}); nothing more is taken. Stop every "
+                    f"process that uses this store, look at the disk, then run `headwater log repair`",
                 ) from error
             with self.lock:
                 if unseal(words[ctl.DURABLE]) < end:
@@ -351,4 +351,4 @@ class Journal:
             self.settle()
             words = self.control.words
             if words[ctl.UNAPPLIED] and unseal(words[ctl.UNAPPLIED]) < position:
-                words[ctl.UNAPPLIED] = 0 if position >= self.control.state().end else seal(position)
+                words[ctl.UNAPPLIED] = 0 if position >= self.control.end else seal(position)

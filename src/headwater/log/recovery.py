@@ -20,11 +20,11 @@ from . import control as ctl
 from . import frames
 from .catalog import NAME as CATALOG_NAME
 from .catalog import Content, read_catalog, write_catalog
-from .control import HEAD, HEADS, RETIRED, Control, State, unseal
+from .control import HEAD, HEADS, RETIRED, Control, unseal
 from .directory import SegmentName, list_segments, segment_path, sync_directory
 from .frames import BadFrameError, CursorCommit, Header
 from .journal import ApplyCursors
-from .segments import Footer, Segment, SegmentHeader, Snapshot, create_segment, seal_segment
+from .segments import EMPTY_SIZE, Footer, Segment, SegmentHeader, Snapshot, create_segment, seal_segment
 
 _SIGN: Final = frames.MAGIC.to_bytes(4, "little")
 
@@ -64,10 +64,17 @@ class _Heads:
         return footer
 
 
+def is_worthwhile(directory: Path) -> bool:
+    """Whether segments or a catalog hold anything; if not, the making of a store was interrupted."""
+    if any(name.path.stat().st_size > EMPTY_SIZE for name in list_segments(directory)):
+        return True
+    path = directory / CATALOG_NAME
+    return path.exists() and read_catalog(path) != Content()
+
+
 def create(directory: Path, boot: bytes) -> None:
     """Make an empty store. Under the lock. A death on the way leaves nothing that counts as one."""
-    if not (directory / CATALOG_NAME).exists():
-        write_catalog(directory / CATALOG_NAME, Content())
+    write_catalog(directory / CATALOG_NAME, Content())
     _begin(directory, SegmentHeader(1, 0, 0, 0, 0, False, Snapshot()), boot, Content(), 0)
 
 
@@ -81,6 +88,8 @@ def recover(directory: Path, boot: bytes, apply_cursors: ApplyCursors | None) ->
     old = _old_durable(directory)
     names = list_segments(directory)
     headed = [(name, header) for name in names if (header := _header(name)) is not None]
+    if not names:
+        raise StoreCorruptError(directory, segment_path(directory, 1).name, 0, "all segments are missing")
     if not headed:
         raise StoreCorruptError(directory, names[0].path.name, 0, "the headers of all segments are damaged")
     durable = max(old, headed[-1][1].durable)
@@ -98,7 +107,7 @@ def _begin(directory: Path, header: SegmentHeader, boot: bytes, content: Content
         os.fsync(fd)
     finally:
         os.close(fd)
-    state = State(number, header.segment << 32 | length, 0, header.time)
+    state = number, header.segment << 32 | length, 0, header.time
     control = Control.create(directory / ctl.NAME, content.free, boot, state)
     try:
         words = control.words
@@ -195,6 +204,10 @@ def _walk(directory: Path, chain: list[SegmentName], durable: int) -> tuple[int,
             if not _sealed_at(segment, position):
                 torn = name, error.position, error.reason
         plan.append((name, position, heads.footer(name.first, time, number)))
+    if torn is not None and heads is None:
+        raise StoreCorruptError(
+            directory, torn[0].path.name, torn[1], f"{torn[2]}; the whole journal from here on"
+        )
     if torn is not None:
         _refuse_damage(directory, torn, durable, [name for name in chain if name.first >= torn[0].first])
     assert heads is not None

@@ -26,6 +26,7 @@ _MAGIC: Final = b"HWSEGM01"
 # magic, crc, length, segment, streams, number, time, durable, unapplied, cleaned
 _HEADER: Final = Struct("<8s4I5Q")
 _HEADER_CHECKED_FROM: Final = 12
+EMPTY_SIZE: Final = _HEADER.size  # bytes of a segment in which nothing ever was
 
 _FOOTER_MAGIC: Final = 0x54465748  # "HWFT"
 # magic, crc, length, segment, streams, time, number
@@ -285,11 +286,11 @@ class Segment:
             return self._window, at
         near = self._from - _LARGE <= position <= end + _LARGE
         self._ahead = min(2 * self._ahead, _LARGE) if near else _SMALL
-        first = position
+        first, behind = position, position + max(length, self._ahead)
         if position < self._from:  # walking backwards: what comes next lies before
-            first = max(0, position + length - max(self._ahead, length))
-        size = min(max(self._ahead, position + length - first), limit - first)
-        self._window = os.pread(self.fd, max(size, 0), first)
+            behind = position + max(length, _SMALL)
+            first = max(0, min(position, behind - self._ahead))
+        self._window = os.pread(self.fd, max(0, min(behind, limit) - first), first)
         self._from = first
         return self._window, position - first
 

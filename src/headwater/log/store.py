@@ -20,10 +20,9 @@ import msgspec
 from ..errors import StoreError, StoreNotFoundError, TopicNotFoundError
 from . import control as ctl
 from . import frames, recovery
-from .catalog import NAME as CATALOG_NAME
 from .catalog import Catalog, TopicEntry, TopicWanted
 from .control import LOW, Control, unseal
-from .directory import explained, holds_store, list_segments, prepare
+from .directory import explained, prepare
 from .frames import Chunk, CursorCommit, Run
 from .journal import ApplyCursors, Committed, Durability, Journal, RetiredStreamError
 from .lock import NAME as LOCK_NAME
@@ -161,7 +160,7 @@ class Store:
     @property
     def end(self) -> int:
         """The position up to which the journal is committed, visible or not."""
-        return self._control.state().end
+        return self._control.end
 
     def read_columns(self, stream: int, offset: int, limit: int, max_bytes: int = 1 << 20) -> list[Chunk]:
         """Records from `offset` on as columns, one chunk per append: at most `limit`, about `max_bytes`.
@@ -231,7 +230,7 @@ class Store:
         return self._catalog.add_partitions(name, total)
 
     def delete_topic(self, name: str) -> None:
-        """Forget a topic. Its messages are gone for all processes at once, their space with the next clean."""
+        """Forget a topic: its messages are gone for all processes now, their space with the next clean."""
         self._catalog.delete(name)
 
     def purge(self, starts: dict[int, int]) -> None:
@@ -265,7 +264,7 @@ def _control(directory: Path, create: bool, boot: bytes, apply_cursors: ApplyCur
     """The control file, made or made anew where it must be. Under the lock."""
     path = directory / ctl.NAME
     if not path.exists():
-        if list_segments(directory) and _has_frames_or_topics(directory):
+        if recovery.is_worthwhile(directory):
             recovery.recover(directory, boot, apply_cursors)
         elif create:
             recovery.create(directory, boot)
@@ -283,11 +282,6 @@ def _control(directory: Path, create: bool, boot: bytes, apply_cursors: ApplyCur
         control.close()
         raise
     return control
-
-
-def _has_frames_or_topics(directory: Path) -> bool:
-    """Whether this is a store that lost its control file, rather than one whose making was interrupted."""
-    return (directory / CATALOG_NAME).exists() and holds_store(directory)
 
 
 def _owner(directory: Path) -> int | None:
