@@ -12,6 +12,7 @@ from __future__ import annotations
 import mmap
 import os
 import uuid
+from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 from pathlib import Path
 from typing import Final
 
@@ -130,10 +131,22 @@ class Control:
             os.close(self._fd)
             self._fd = -1
 
-    @property
-    def fd(self) -> int:
-        """The descriptor, for those who lock the file."""
-        return self._fd
+    def join(self) -> None:
+        """Show that a process uses the store, for as long as the file is open."""
+        flock(self._fd, LOCK_SH | LOCK_NB)
+
+    def claim(self) -> bool:
+        """Have the store for oneself while the file is open; False if some process uses it."""
+        try:
+            flock(self._fd, LOCK_EX | LOCK_NB)
+            return True
+        except BlockingIOError:
+            return False
+
+    def abandon(self) -> None:
+        """In a forked child: give up what was inherited, without a word to the parent."""
+        os.close(self._fd)
+        self._fd = -1
 
     def booted(self, boot: bytes) -> bool:
         """Whether this file was written since the machine started."""

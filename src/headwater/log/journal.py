@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -66,7 +66,7 @@ class Journal:
     ) -> None:
         self.directory, self.control, self.lock = directory, control, lock
         self._process_only = durability == "process"
-        self._segment_bytes, self._clock, self._apply_cursors = segment_bytes, clock, apply_cursors
+        self.segment_bytes, self.clock, self._apply_cursors = segment_bytes, clock, apply_cursors
         self._pid = os.getpid()
         self._syncing = threading.Lock()
         self._segment, self._fd = -1, -1  # the segment written to
@@ -86,7 +86,7 @@ class Journal:
 
         Raises StoreFullError with nothing written, StoreBusyError, RetiredStreamError.
         """
-        now = int(self._clock() * 1e6)
+        now = int(self.clock() * 1e6)
         with self.lock:
             words = self.control.words
             words[ctl.OWNER] = self._pid
@@ -97,7 +97,7 @@ class Journal:
             if now < last:
                 now = last
             bases, previous = self._places(draft, end >> 32)
-            if (end & LOW) + draft.length > self._segment_bytes and frame:
+            if (end & LOW) + draft.length > self.segment_bytes and frame:
                 number, end, _, _ = self.roll()
                 previous = [0] * len(bases)
             number += 1
@@ -260,7 +260,7 @@ class Journal:
             self.snapshot(),
         )  # fmt: skip
         path = segment_path(self.directory, segment + 1)
-        room = min(_CHUNK, self._segment_bytes)
+        room = min(_CHUNK, self.segment_bytes)
         try:
             fd, length = create_segment(path, header, room)
             if segment != self._segment:
@@ -276,6 +276,33 @@ class Journal:
         words[ctl.APPLIED] = number + 1
         self.control.bump(ctl.SEGMENTS)
         return state
+
+    def roll_if_dead(self, starts: Mapping[int, int]) -> bool:
+        """Begin a new segment if the active one holds frames, and nothing in them can be read any more.
+
+        `starts` gives the streams that exist and where each begins.
+        """
+        with self.lock:
+            self.settle()
+            _, end, frame, _ = self.control.state()
+            alive = (
+                stream
+                for stream, following in self._in_active(end >> 32)
+                if following > starts.get(stream, following)
+            )
+            if not frame or next(alive, None) is not None:
+                return False
+            self.roll()
+            return True
+
+    def _in_active(self, segment: int) -> list[tuple[int, int]]:
+        heads = self.control.words[HEADS:].tolist()
+        columns = zip(heads[::HEAD], heads[ctl.TAIL :: HEAD], strict=True)
+        return [
+            (stream, following)
+            for stream, (following, tail) in enumerate(columns)
+            if tail >> 32 == segment and following != RETIRED
+        ]
 
     def snapshot(self) -> Snapshot:
         """Where all live streams stand. Under the lock, settled."""

@@ -235,20 +235,16 @@ class Reader:
             position = self._footer_tail(number, stream)
         known = index.positions[-1] if index.positions else 0
         positions, ends = array("I"), array("Q")
-        limit = self._limit(number)
-        while position > known:
-            try:
-                buffer, at, header = self._segment(number).frame(position, limit)
-                found = frames.find_run(buffer, at, header, stream)
-                if found < 0:
-                    raise BadFrameError(position, "a stream's frame does not hold it")
-            except BadFrameError as error:
-                first = index.ends[-1] if index.ends else self._start(number, stream)
-                raise self._damaged(number, error, stream, first, min(ends, default=None)) from error
-            run = frames.read_run(buffer, at, found)
-            positions.append(position)
-            ends.append(run.base + run.records)
-            position = run.previous
+        try:
+            if position > known:
+                for header, run, _ in self._segment(number).walk(stream, position, self._limit(number)):
+                    if header.position <= known:
+                        break
+                    positions.append(header.position)
+                    ends.append(run.base + run.records)
+        except BadFrameError as error:
+            first = index.ends[-1] if index.ends else self._start(number, stream)
+            raise self._damaged(number, error, stream, first, min(ends, default=None)) from error
         positions.reverse()
         ends.reverse()
         index.positions.extend(positions)

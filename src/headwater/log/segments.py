@@ -20,7 +20,7 @@ from zlib import crc32
 
 from . import frames
 from .directory import SegmentName
-from .frames import BadFrameError, Header
+from .frames import BadFrameError, Header, RunEntry
 
 _MAGIC: Final = b"HWSEGM01"
 # magic, crc, length, segment, streams, number, time, durable, unapplied, cleaned
@@ -278,6 +278,17 @@ class Segment:
             buffer, at, header = self.frame(position, limit)
             yield buffer, at, header
             position += header.length
+
+    def walk(self, stream: int, position: int, limit: int) -> Iterator[tuple[Header, RunEntry, int]]:
+        """A stream's frames from the one at `position` backwards: header, run, bytes of the run's body."""
+        while position:
+            buffer, at, header = self.frame(position, limit)
+            index = frames.find_run(buffer, at, header, stream)
+            if index < 0:
+                raise BadFrameError(position, "a stream's frame does not hold it")
+            run = frames.read_run(buffer, at, index)
+            yield header, run, frames.run_end(buffer, at, header, index) - run.start
+            position = run.previous
 
     def _span(self, position: int, length: int, limit: int) -> tuple[bytes, int]:
         at = position - self._from

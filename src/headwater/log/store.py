@@ -11,6 +11,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NoReturn
@@ -19,8 +20,9 @@ import msgspec
 
 from ..errors import StoreError, StoreNotFoundError, TopicNotFoundError
 from . import control as ctl
-from . import frames, recovery
+from . import frames, recovery, retention
 from .catalog import Catalog, TopicEntry, TopicWanted
+from .cleaner import Cleaner, CleaningLock, CleanReport
 from .control import LOW, Control, unseal
 from .directory import explained, prepare
 from .frames import Chunk, CursorCommit, Run
@@ -28,8 +30,19 @@ from .journal import ApplyCursors, Committed, Durability, Journal, RetiredStream
 from .lock import NAME as LOCK_NAME
 from .lock import Lock
 from .reader import Reader
+from .retention import Tally
 
-__all__ = ["Chunk", "Committed", "CursorCommit", "Record", "Run", "Store", "TopicEntry", "TopicWanted"]
+__all__ = [
+    "Chunk",
+    "CleanReport",
+    "Committed",
+    "CursorCommit",
+    "Record",
+    "Run",
+    "Store",
+    "TopicEntry",
+    "TopicWanted",
+]
 
 SEGMENT_BYTES: Final = 64 << 20
 
@@ -51,6 +64,7 @@ class Store:
 
     def __init__(self, directory: Path, control: Control, lock: Lock, journal: Journal) -> None:
         self.path = directory
+        self._clock, self._segment_bytes = journal.clock, journal.segment_bytes
         self._control, self._lock, self._journal = control, lock, journal
         self._catalog = Catalog(directory, control, lock, journal.settle)
         self._reader = Reader(directory, control, self._describe)
@@ -94,6 +108,7 @@ class Store:
                 control = _control(directory, create, boot, apply_cursors)
                 journal = Journal(directory, control, lock, durability, segment_bytes, clock, apply_cursors)
                 journal.settle()
+                control.join()
             return cls(directory, control, lock, journal)
         except BaseException:
             lock.close()
@@ -242,6 +257,38 @@ class Store:
         """Changes when any process changes the topics; one load."""
         return self._control.words[ctl.CATALOG]
 
+    # Room
+
+    def clean(self) -> CleanReport:
+        """Apply retention and free the space of what expired, was purged or deleted. Blocks: use a thread.
+
+        Safe beside readers and writers in any process, and against a death at any step. One process cleans
+        at a time; for the others the report says `busy`. Also brings a "process" store onto the disk.
+        Raises StoreFullError, StoreCorruptError.
+        """
+        self._reader.refresh()
+        with CleaningLock(self.path) as taken:
+            if not taken:
+                return CleanReport(busy=True)
+            self.sync(self.end)
+            topics = self._catalog.topics().values()
+            tally = Tally(self.path, self._control)
+            gone = retention.expired(topics, tally, self._reader, self._control, self._clock())
+            self._catalog.advance(gone)
+            starts = {
+                stream: start
+                for topic in self._catalog.topics().values()
+                for stream, start in zip(topic.streams, topic.starts, strict=True)
+            }
+            if self._journal.roll_if_dead(starts):
+                self.sync(self.end)
+            cleaner = Cleaner(self.path, self._control, self._lock, self._segment_bytes, starts)
+            return replace(cleaner.clean(), expired=len(gone))
+
+    def sizes(self) -> dict[int, int]:
+        """About how many bytes each stream's kept records take on disk."""
+        return retention.measure(self._catalog.topics().values(), Tally(self.path, self._control))
+
     def _describe(self, stream: int, first: int, end: int | None) -> str:
         place = self._catalog.place(stream)
         where = f"{place[0]!r}[{place[1]}]" if place else f"stream {stream}"
@@ -300,6 +347,7 @@ def _forget_inherited() -> None:
     """In a forked child: close what was inherited, so that nothing stays locked when the parent dies."""
     for store in list(_open_stores):
         store._lock.close()
+        store._control.abandon()
         store._abandon("this store was opened before a fork: open it again in this process")
     _open_stores.clear()
 
