@@ -53,6 +53,7 @@ class Content(msgspec.Struct, frozen=True):
 
     free: int = 1
     topics: tuple[TopicEntry, ...] = ()
+    holes: tuple[tuple[int, int, int], ...] = ()  # stream, first, end: offsets that a repair found lost
 
 
 class Catalog:
@@ -193,14 +194,18 @@ def read_catalog(path: Path) -> Content:
         what = "the other copy is whole" if good else "both copies"
         raise StoreCorruptError(path.parent, NAME, position, f"the topics' names and settings; {what}")
     assert good is not None
-    _, version = good
+    return decode_catalog(path, *good)
+
+
+def decode_catalog(path: Path, body: bytes, version: int) -> Content:
+    """What a whole copy says. Raises StoreVersionError."""
     if version > VERSION:
         raise StoreVersionError(
             path.parent,
             f"its catalog was written by a newer Headwater (format {version}, this one knows {VERSION}): "
             f"upgrade Headwater, or use another directory",
         )
-    return msgspec.json.decode(good[0], type=Content)
+    return msgspec.json.decode(body, type=Content)
 
 
 def read_copies(data: bytes) -> tuple[tuple[bytes, int] | None, int | None]:
@@ -266,4 +271,4 @@ def _with_created(content: Content, wanted: Sequence[TopicWanted]) -> Content:
                     topic.name, streams, (0,) * topic.partitions, topic.retention, topic.retention_bytes
                 )
             )
-    return Content(free, tuple(topics))
+    return msgspec.structs.replace(content, free=free, topics=tuple(topics))

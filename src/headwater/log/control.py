@@ -12,8 +12,9 @@ from __future__ import annotations
 import mmap
 import os
 import uuid
+from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from ..errors import StoreCorruptError, StoreError, StoreVersionError
 
@@ -49,13 +50,9 @@ _VERSIONED: Final = VERSION | (~VERSION & LOW) << 32
 _GROWTH: Final = 4096  # streams
 
 
-class State(NamedTuple):
-    """The committed state. `frame` is the position of the last frame, 0 if the last commit held none."""
-
-    number: int
-    end: int
-    frame: int
-    time: int
+# The committed state: the commit's number, the end of the journal, the position of the last frame or 0 if
+# the last commit held none, its time.
+State = tuple[int, int, int, int]
 
 
 def seal(position: int) -> int:
@@ -113,9 +110,9 @@ class Control:
         words = control.words
         words[MAGIC_WORD], words[VERSION_WORD] = _MAGIC, _VERSIONED
         words[BOOT], words[BOOT + 1] = _boot_words(boot)
-        control.commit(state)
-        words[APPLIED] = state.number
-        words[VISIBLE] = words[DURABLE] = seal(state.end)
+        control.commit(*state)
+        words[APPLIED] = state[0]
+        words[VISIBLE] = words[DURABLE] = seal(state[1])
         words[CATALOG] = words[SEGMENTS] = 1
         return control
 
@@ -134,10 +131,22 @@ class Control:
             os.close(self._fd)
             self._fd = -1
 
-    @property
-    def fd(self) -> int:
-        """The descriptor, for those who lock the file."""
-        return self._fd
+    def join(self) -> None:
+        """Show that a process uses the store, for as long as the file is open."""
+        flock(self._fd, LOCK_SH | LOCK_NB)
+
+    def claim(self) -> bool:
+        """Have the store for oneself while the file is open; False if some process uses it."""
+        try:
+            flock(self._fd, LOCK_EX | LOCK_NB)
+            return True
+        except BlockingIOError:
+            return False
+
+    def abandon(self) -> None:
+        """In a forked child: give up what was inherited, without a word to the parent."""
+        os.close(self._fd)
+        self._fd = -1
 
     def booted(self, boot: bytes) -> bool:
         """Whether this file was written since the machine started."""
@@ -163,7 +172,7 @@ class Control:
         for word in (VISIBLE, DURABLE, UNAPPLIED):
             if self.words[word].bit_count() & 1:
                 raise self.damaged(8 * word, "a position does not make sense")
-        end = self.state().end
+        end = self.end
         if not unseal(self.words[DURABLE]) <= end >= unseal(self.words[VISIBLE]):
             raise self.damaged(8 * DURABLE, "a position lies behind the end of the journal")
         if self.words[FAILED]:
@@ -188,12 +197,16 @@ class Control:
                 break
         if found != number or check != number ^ end ^ frame ^ time ^ _MAGIC:
             raise self.damaged(8 * at, "the committed state does not make sense")
-        return State(number, end, frame, time)
+        return number, end, frame, time
 
-    def commit(self, state: State) -> None:
+    @property
+    def end(self) -> int:
+        """The position at which the committed journal ends."""
+        return self.state()[1]
+
+    def commit(self, number: int, end: int, frame: int, time: int) -> None:
         """Fill the slot that does not count, then make it count. Under the lock."""
         words = self.words
-        number, end, frame, time = state
         at = SLOTS + 8 * (number & 1)
         words[at] = number
         words[at + END] = end

@@ -35,12 +35,14 @@ RUN: Final = Struct("<IIQIIII")
 CURSOR: Final = Struct("<IQH")  # stream, next offset, length of the group's name that follows
 
 _CHECKED_FROM: Final = 8  # header.crc covers the meta from here on
-_MAGIC_AND_CRC: Final = Struct("<II")
+_UNCHECKED: Final = Struct("<II")
+_CHECKED: Final = Struct("<6I3Q")
+_CHECKED_AND_RUN: Final = Struct("<6I3QIIQIIII")
 _STREAM: Final = Struct("<I")
 
 # How a column's lengths are written, two bits each for keys, headers and values.
-_EMPTY, _SHORT, _LONG = 0, 1, 2
-_NO_KEY: Final = {_SHORT: 0xFFFF, _LONG: 0xFFFFFFFF}
+_EMPTY, _SHORT, _LONG, _SOME = 0, 1, 2, 3  # _SOME: long, and some of the keys are None
+_NO_KEY: Final = 0xFFFFFFFF
 
 
 class Run(msgspec.Struct, gc=False):
@@ -135,27 +137,21 @@ def encode(runs: Sequence[Run], cursors: Sequence[CursorCommit] = ()) -> Draft:
     """Everything of a frame but its place. Raises ValueError for two runs of one stream or an empty run."""
     order: Sequence[int] | None = None
     if len(runs) > 1:
-        ranks = sorted(range(len(runs)), key=lambda i: runs[i].stream)
-        order = [0] * len(ranks)
-        for place, rank in enumerate(ranks):
-            order[rank] = place
-        runs = [runs[rank] for rank in ranks]
-        if any(a.stream == b.stream for a, b in pairwise(runs)):
-            raise ValueError("a frame holds one run of a stream: join the records into it")
+        runs, order = _sorted(runs)
     cursor_bytes = encode_cursors(cursors) if cursors else b""
-    meta_length = HEADER.size + RUN.size * len(runs) + len(cursor_bytes)
+    at = meta_length = HEADER.size + RUN.size * len(runs) + len(cursor_bytes)
     streams, counts, starts, sizes, crcs, columns, bodies = [], [], [], [], [], [], []
-    at = meta_length
     for run in runs:
         kinds, body = encode_body(run.keys, run.headers, run.values)
+        size = len(body)
         streams.append(run.stream)
         counts.append(len(run.values))
         starts.append(at)
-        sizes.append(len(body))
+        sizes.append(size)
         crcs.append(crc32(body))
         columns.append(kinds)
         bodies.append(body)
-        at += len(body)
+        at += size
     if at > MAX_FRAME:
         raise ValueError(
             f"one commit of {at} bytes is over the limit of {MAX_FRAME}: publish in smaller batches"
@@ -164,6 +160,17 @@ def encode(runs: Sequence[Run], cursors: Sequence[CursorCommit] = ()) -> Draft:
     return Draft(
         streams, counts, starts, sizes, crcs, columns, body, cursors, cursor_bytes, meta_length, at, order
     )
+
+
+def _sorted(runs: Sequence[Run]) -> tuple[Sequence[Run], Sequence[int]]:
+    ranks = sorted(range(len(runs)), key=lambda i: runs[i].stream)
+    order = [0] * len(ranks)
+    for place, rank in enumerate(ranks):
+        order[rank] = place
+    runs = [runs[rank] for rank in ranks]
+    if any(a.stream == b.stream for a, b in pairwise(runs)):
+        raise ValueError("a frame holds one run of a stream: join the records into it")
+    return runs, order
 
 
 def stamp(
@@ -177,21 +184,18 @@ def stamp(
     durable: int,
 ) -> bytes:
     """The meta of a draft that found its place; its body follows as it is."""
-    count = len(draft.streams)
-    meta = bytearray(draft.meta_length)
-    HEADER.pack_into(
-        meta, 0, MAGIC, 0, draft.meta_length, draft.length, segment, position, count, len(draft.cursors),
-        time, number, durable,
-    )  # fmt: skip
-    at = HEADER.size
-    for entry in zip(
+    runs, cursors = len(bases), len(draft.cursors)
+    fixed = draft.meta_length, draft.length, segment, position, runs, cursors, time, number, durable
+    table = zip(
         draft.streams, draft.counts, bases, previous, draft.starts, draft.crcs, draft.columns, strict=True
-    ):
-        RUN.pack_into(meta, at, *entry)
-        at += RUN.size
-    meta[at:] = draft.cursor_bytes
-    _MAGIC_AND_CRC.pack_into(meta, 0, MAGIC, crc32(memoryview(meta)[_CHECKED_FROM:]))
-    return bytes(meta)
+    )
+    if runs == 1 and not cursors:
+        checked = _CHECKED_AND_RUN.pack(*fixed, *next(table))
+    else:
+        checked = b"".join(
+            (_CHECKED.pack(*fixed), *(RUN.pack(*entry) for entry in table), draft.cursor_bytes)
+        )
+    return _UNCHECKED.pack(MAGIC, crc32(checked)) + checked
 
 
 def encode_cursors(cursors: Sequence[CursorCommit]) -> bytes:
@@ -215,10 +219,13 @@ def encode_body(
     kinds = 0
     lengths: list[bytes] = []
     present: list[bytes] = []
-    if keys.count(None) != count:
-        kind, column = _key_lengths(keys)
-        kinds |= kind
+    if None not in keys:
+        kinds, column = _lengths(keys)  # type: ignore[arg-type]  # none of them is None
         lengths.append(column)
+        present += keys  # type: ignore[arg-type]  # the same
+    elif keys.count(None) != count:
+        kinds = _SOME
+        lengths.append(array("I", [_NO_KEY if key is None else len(key) for key in keys]).tobytes())
         present += filter(None, keys)
     for shift, items in ((2, headers), (4, values)):
         if any(items):
@@ -236,14 +243,6 @@ def _lengths(items: Sequence[bytes]) -> tuple[int, bytes]:
         return _LONG, array("I", map(len, items)).tobytes()
 
 
-def _key_lengths(keys: Sequence[bytes | None]) -> tuple[int, bytes]:
-    longest = max(len(key) for key in keys if key is not None)
-    kind = _SHORT if longest < _NO_KEY[_SHORT] else _LONG
-    no_key = _NO_KEY[kind]
-    sizes = [no_key if key is None else len(key) for key in keys]
-    return kind, array("H" if kind == _SHORT else "I", sizes).tobytes()
-
-
 def decode_body(
     body: bytes, count: int, columns: int
 ) -> tuple[Sequence[bytes | None], Sequence[bytes], Sequence[bytes]]:
@@ -256,14 +255,11 @@ def decode_body(
     keys: Sequence[bytes | None] = [None] * count
     headers: Sequence[bytes] = [b""] * count
     values: Sequence[bytes] = headers
-    if key_kind:
-        no_key = _NO_KEY[key_kind]
-        if no_key in key_sizes:
-            absent = key_sizes
-            cut, at = _cut(body, at, [0 if size == no_key else size for size in key_sizes])
-            keys = [None if size == no_key else key for size, key in zip(absent, cut, strict=True)]
-        else:
-            keys, at = _cut(body, at, key_sizes)
+    if key_kind == _SOME:
+        cut, at = _cut(body, at, [0 if size == _NO_KEY else size for size in key_sizes])
+        keys = [None if size == _NO_KEY else key for size, key in zip(key_sizes, cut, strict=True)]
+    elif key_kind:
+        keys, at = _cut(body, at, key_sizes)
     if header_kind:
         headers, at = _cut(body, at, header_sizes)
     if value_kind:

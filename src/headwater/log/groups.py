@@ -18,10 +18,11 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
-from ..errors import GroupNotFoundError, StoreCorruptError, StoreFullError, StoreVersionError
+from ..errors import GroupNotFoundError, StoreCorruptError, StoreError, StoreFullError, StoreVersionError
 from ..topics import match
 from .assignment import Wanted, balanced
 from .cursors import CursorFile, CursorPage, blank_page
+from .frames import CursorCommit
 from .roster import LEASE, Entry, Roster
 
 FOLDER: Final = "groups"
@@ -168,21 +169,7 @@ class Group:
 
     def load(self) -> State:
         """The state as last written. Raises StoreCorruptError if its checksum does not match."""
-        path = self.folder / _STATE
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            return State(self.name)
-        try:
-            if zlib.crc32(content[4:]) != int.from_bytes(content[:4], "little"):
-                raise ValueError("checksum")
-            state = msgspec.json.decode(content[4:], type=State)
-        except (ValueError, msgspec.DecodeError) as error:
-            lost = f"the positions of group {self.name!r}; the messages are safe, reset or delete the group"
-            raise StoreCorruptError(self.folder, _STATE, 0, lost) from error
-        if state.version > _VERSION:
-            raise StoreVersionError(path, f"format {state.version}, this Headwater knows up to {_VERSION}")
-        return state
+        return read_state(self.folder, self.name)
 
     def save(self, state: State) -> None:
         """Replace the state, on disk before this returns, and announce its generation."""
@@ -292,6 +279,57 @@ class Group:
             places.append(Place(stream, "", 0))
             name = cursor_name(self.name, topic, partition, stream)
             yield (topic, partition), blank_page(name, state.generation + 1, start)
+
+
+def read_state(folder: Path, name: str) -> State:
+    """The state of a group as last written, a blank one if there is none. Raises StoreCorruptError."""
+    path = folder / _STATE
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return State(name)
+    try:
+        if zlib.crc32(content[4:]) != int.from_bytes(content[:4], "little"):
+            raise ValueError("checksum")
+        state = msgspec.json.decode(content[4:], type=State)
+    except (ValueError, msgspec.DecodeError) as error:
+        lost = f"the positions of group {name!r}; the messages are safe, reset or delete the group"
+        raise StoreCorruptError(folder, _STATE, 0, lost) from error
+    if state.version > _VERSION:
+        raise StoreVersionError(path, f"format {state.version}, this Headwater knows up to {_VERSION}")
+    return state
+
+
+def stage(page: CursorPage, to: int, frame: int, boot: int) -> bool:
+    """Note a transaction in a cursor. False if the cursor is not the one that counts any more."""
+    try:
+        if page.retired:
+            return False
+        page.stage(to, frame, boot)
+    except ValueError:  # unmapped in this moment
+        return False
+    return True
+
+
+def stage_elsewhere(root: Path, cursor: CursorCommit, frame: int, boot: int) -> None:
+    """Note a transaction whose process died before it could, in the cursor as the group's files have it.
+
+    A group that was deleted, or whose files are damaged, is left alone: whoever opens it is told.
+    """
+    folder = folder_of(root, cursor.group)
+    try:
+        state = read_state(folder, cursor.group)
+        for (topic, partition), place in state.all_places():
+            if place.stream == cursor.stream:
+                file = CursorFile(folder / place.file)
+                try:
+                    name = cursor_name(cursor.group, topic, partition, place.stream)
+                    stage(file.page(place.page, name), cursor.next, frame, boot)
+                    file.sync()
+                finally:
+                    file.close()
+    except StoreError:
+        pass
 
 
 def _sync_folder(path: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -66,7 +66,7 @@ class Journal:
     ) -> None:
         self.directory, self.control, self.lock = directory, control, lock
         self._process_only = durability == "process"
-        self._segment_bytes, self._clock, self._apply_cursors = segment_bytes, clock, apply_cursors
+        self.segment_bytes, self.clock, self._apply_cursors = segment_bytes, clock, apply_cursors
         self._pid = os.getpid()
         self._syncing = threading.Lock()
         self._segment, self._fd = -1, -1  # the segment written to
@@ -86,7 +86,7 @@ class Journal:
 
         Raises StoreFullError with nothing written, StoreBusyError, RetiredStreamError.
         """
-        now = int(self._clock() * 1e6)
+        now = int(self.clock() * 1e6)
         with self.lock:
             words = self.control.words
             words[ctl.OWNER] = self._pid
@@ -99,7 +99,7 @@ class Journal:
             if now < last:
                 now = last
             bases, previous = self._places(draft, end >> 32)
-            if (end & LOW) + draft.length > self._segment_bytes and frame:
+            if (end & LOW) + draft.length > self.segment_bytes and frame:
                 number, end, _, _ = self.roll()
                 previous = [0] * len(bases)
             number += 1
@@ -108,7 +108,7 @@ class Journal:
             meta = frames.stamp(draft, segment, position, bases, previous, now, number, durable)
             self._write(segment, position, meta, draft)
             behind = end + draft.length
-            self.control.commit(State(number, behind, end, now))
+            self.control.commit(number, behind, end, now)
             self._apply(
                 zip(draft.streams, draft.counts, bases, draft.sizes, strict=True), end, number, draft.cursors
             )
@@ -198,10 +198,10 @@ class Journal:
         number = words[ctl.COMMIT]
         if words[ctl.APPLIED] == number:
             return
-        state = self.control.state()
-        if state.frame:
+        _, end, frame, _ = self.control.state()
+        if frame:
             try:
-                buffer, at, header = self._active(state.frame >> 32).frame(state.frame & LOW, state.end & LOW)
+                buffer, at, header = self._active(frame >> 32).frame(frame & LOW, end & LOW)
             except BadFrameError as error:
                 raise self._damaged(error, "the last frame of the journal") from error
             due = [
@@ -209,11 +209,11 @@ class Journal:
                 for index, run in enumerate(frames.read_runs(buffer, at, header))
                 if words[HEADS + HEAD * run.stream] == run.base
             ]
-            self._apply(due, state.frame, number, frames.read_cursors(buffer, at, header))
+            self._apply(due, frame, number, frames.read_cursors(buffer, at, header))
         words[ctl.APPLIED] = number
         self.control.bump(ctl.SEGMENTS)
         if self._process_only:
-            words[ctl.VISIBLE] = seal(state.end)
+            words[ctl.VISIBLE] = seal(end)
 
     def verify_head(self, stream: int) -> None:
         """Raise StoreCorruptError unless a stream's head agrees with the journal. Under the lock."""
@@ -222,7 +222,7 @@ class Journal:
             raise RetiredStreamError(stream)
         at = HEADS + HEAD * stream
         following, tail = words[at], words[at + ctl.TAIL]
-        end = self.control.state().end
+        end = self.control.end
         if following == RETIRED:
             return
         segment = self._active(end >> 32)
@@ -247,7 +247,7 @@ class Journal:
         return self._reader
 
     def _damaged(self, error: BadFrameError, what: str) -> StoreCorruptError:
-        name = segment_path(self.directory, self.control.state().end >> 32).name
+        name = segment_path(self.directory, self.control.end >> 32).name
         return StoreCorruptError(self.directory, name, error.position, f"{error.reason}; {what}")
 
     # Rolling
@@ -262,7 +262,7 @@ class Journal:
             self.snapshot(),
         )  # fmt: skip
         path = segment_path(self.directory, segment + 1)
-        room = min(_CHUNK, self._segment_bytes)
+        room = min(_CHUNK, self.segment_bytes)
         try:
             fd, length = create_segment(path, header, room)
             if segment != self._segment:
@@ -273,11 +273,38 @@ class Journal:
         self.close()
         self._segment, self._fd = segment + 1, fd
         words[ctl.ALLOCATED] = length + room
-        state = State(number + 1, (segment + 1) << 32 | length, 0, time)
-        self.control.commit(state)
-        words[ctl.APPLIED] = state.number
+        state = number + 1, (segment + 1) << 32 | length, 0, time
+        self.control.commit(*state)
+        words[ctl.APPLIED] = number + 1
         self.control.bump(ctl.SEGMENTS)
         return state
+
+    def roll_if_dead(self, starts: Mapping[int, int]) -> bool:
+        """Begin a new segment if the active one holds frames, and nothing in them can be read any more.
+
+        `starts` gives the streams that exist and where each begins.
+        """
+        with self.lock:
+            self.settle()
+            _, end, frame, _ = self.control.state()
+            alive = (
+                stream
+                for stream, following in self._in_active(end >> 32)
+                if following > starts.get(stream, following)
+            )
+            if not frame or next(alive, None) is not None:
+                return False
+            self.roll()
+            return True
+
+    def _in_active(self, segment: int) -> list[tuple[int, int]]:
+        heads = self.control.words[HEADS:].tolist()
+        columns = zip(heads[::HEAD], heads[ctl.TAIL :: HEAD], strict=True)
+        return [
+            (stream, following)
+            for stream, (following, tail) in enumerate(columns)
+            if tail >> 32 == segment and following != RETIRED
+        ]
 
     def snapshot(self) -> Snapshot:
         """Where all live streams stand. Under the lock, settled."""
@@ -318,15 +345,15 @@ class Journal:
             durable = unseal(words[ctl.DURABLE])
             if durable >= upto:
                 return
-            end = self.control.state().end
+            end = self.control.end
             try:
                 self._flush(durable >> 32, end >> 32)
             except OSError as error:
                 words[ctl.FAILED] = 1
                 raise StoreError(
                     self.directory,
-                    f"the disk refused an fsync ({error.strerror}); nothing more is taken. Stop every process "
-                    f"that uses this store, look at the disk, then run `headwater log repair`",
+                    f"the disk refused an fsync ({error.strerror}); nothing more is taken. Stop every "
+                    f"process that uses this store, look at the disk, then run `headwater log repair`",
                 ) from error
             with self.lock:
                 if unseal(words[ctl.DURABLE]) < end:
@@ -353,4 +380,4 @@ class Journal:
             self.settle()
             words = self.control.words
             if words[ctl.UNAPPLIED] and unseal(words[ctl.UNAPPLIED]) < position:
-                words[ctl.UNAPPLIED] = 0 if position >= self.control.state().end else seal(position)
+                words[ctl.UNAPPLIED] = 0 if position >= self.control.end else seal(position)

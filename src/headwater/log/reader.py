@@ -89,8 +89,8 @@ class Reader:
         words = self._control.words
         visible = unseal(words[ctl.VISIBLE])
         following = words[HEADS + HEAD * stream]
-        state = self._control.state()
-        if state.end == visible and words[ctl.APPLIED] == state.number:
+        number, end, _, _ = self._control.state()
+        if end == visible and words[ctl.APPLIED] == number:
             return 0 if following == RETIRED else following
         return self._retried(lambda: self._latest(stream, visible))
 
@@ -226,7 +226,7 @@ class Reader:
 
     def _extend(self, index: _Index, number: int, stream: int) -> None:
         """Add the frames behind those the index has, walking back from the stream's last frame."""
-        active = self._control.state().end >> 32
+        active = self._control.end >> 32
         segment = self._names[number].first
         tail = self._control.words[HEADS + HEAD * stream + ctl.TAIL]
         sealed = self._names[number].last < active
@@ -235,20 +235,16 @@ class Reader:
             position = self._footer_tail(number, stream)
         known = index.positions[-1] if index.positions else 0
         positions, ends = array("I"), array("Q")
-        limit = self._limit(number)
-        while position > known:
-            try:
-                buffer, at, header = self._segment(number).frame(position, limit)
-                found = frames.find_run(buffer, at, header, stream)
-                if found < 0:
-                    raise BadFrameError(position, "a stream's frame does not hold it")
-            except BadFrameError as error:
-                first = index.ends[-1] if index.ends else self._start(number, stream)
-                raise self._damaged(number, error, stream, first, min(ends, default=None)) from error
-            run = frames.read_run(buffer, at, found)
-            positions.append(position)
-            ends.append(run.base + run.records)
-            position = run.previous
+        try:
+            if position > known:
+                for header, run, _ in self._segment(number).walk(stream, position, self._limit(number)):
+                    if header.position <= known:
+                        break
+                    positions.append(header.position)
+                    ends.append(run.base + run.records)
+        except BadFrameError as error:
+            first = index.ends[-1] if index.ends else self._start(number, stream)
+            raise self._damaged(number, error, stream, first, min(ends, default=None)) from error
         positions.reverse()
         ends.reverse()
         index.positions.extend(positions)
@@ -297,7 +293,7 @@ class Reader:
 
     def _limit(self, number: int) -> int:
         """The byte at which the frames of a segment end; those from there on may still be written."""
-        end = self._control.state().end
+        end = self._control.end
         segment = self._segment(number)
         return end & LOW if segment.last >= end >> 32 else segment.footer.position
 
@@ -329,7 +325,7 @@ class Reader:
     def _read_names(self) -> None:
         with explained(self._directory, "list the segments"):
             names = list_segments(self._directory)
-        active = self._control.state().end >> 32
+        active = self._control.end >> 32
         self._names = [name for name in names if name.first <= active]
         self._firsts = [name.first for name in self._names]
         same = {name.first: name.path for name in self._names}

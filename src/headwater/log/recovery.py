@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -20,16 +21,16 @@ from . import control as ctl
 from . import frames
 from .catalog import NAME as CATALOG_NAME
 from .catalog import Content, read_catalog, write_catalog
-from .control import HEAD, HEADS, RETIRED, Control, State, unseal
+from .control import HEAD, HEADS, RETIRED, Control, unseal
 from .directory import SegmentName, list_segments, segment_path, sync_directory
 from .frames import BadFrameError, CursorCommit, Header
 from .journal import ApplyCursors
-from .segments import Footer, Segment, SegmentHeader, Snapshot, create_segment, seal_segment
+from .segments import EMPTY_SIZE, Footer, Segment, SegmentHeader, Snapshot, create_segment, seal_segment
 
 _SIGN: Final = frames.MAGIC.to_bytes(4, "little")
 
 
-class _Heads:
+class Heads:
     """Where every stream stands, followed frame by frame."""
 
     def __init__(self, snapshot: Snapshot) -> None:
@@ -64,11 +65,18 @@ class _Heads:
         return footer
 
 
+def is_worthwhile(directory: Path) -> bool:
+    """Whether segments or a catalog hold anything; if not, the making of a store was interrupted."""
+    if any(name.path.stat().st_size > EMPTY_SIZE for name in list_segments(directory)):
+        return True
+    path = directory / CATALOG_NAME
+    return path.exists() and read_catalog(path) != Content()
+
+
 def create(directory: Path, boot: bytes) -> None:
     """Make an empty store. Under the lock. A death on the way leaves nothing that counts as one."""
-    if not (directory / CATALOG_NAME).exists():
-        write_catalog(directory / CATALOG_NAME, Content())
-    _begin(directory, SegmentHeader(1, 0, 0, 0, 0, False, Snapshot()), boot, Content(), 0)
+    write_catalog(directory / CATALOG_NAME, Content())
+    begin(directory, SegmentHeader(1, 0, 0, 1 << 32, 0, False, Snapshot()), boot, Content())
 
 
 def recover(directory: Path, boot: bytes, apply_cursors: ApplyCursors | None) -> None:
@@ -81,6 +89,8 @@ def recover(directory: Path, boot: bytes, apply_cursors: ApplyCursors | None) ->
     old = _old_durable(directory)
     names = list_segments(directory)
     headed = [(name, header) for name in names if (header := _header(name)) is not None]
+    if not names:
+        raise StoreCorruptError(directory, segment_path(directory, 1).name, 0, "all segments are missing")
     if not headed:
         raise StoreCorruptError(directory, names[0].path.name, 0, "the headers of all segments are damaged")
     durable = max(old, headed[-1][1].durable)
@@ -88,17 +98,18 @@ def recover(directory: Path, boot: bytes, apply_cursors: ApplyCursors | None) ->
     following, heads, time = _walk(directory, chain, durable)
     _replay(directory, headed[-1][1].unapplied, chain, apply_cursors)
     last = max(name.last for name in names)
-    header = SegmentHeader(last + 1, following, time, 0, 0, False, heads.snapshot())
-    _begin(directory, header, boot, content, following)
+    header = SegmentHeader(last + 1, following, time, (last + 1) << 32, 0, False, heads.snapshot())
+    begin(directory, header, boot, content)
 
 
-def _begin(directory: Path, header: SegmentHeader, boot: bytes, content: Content, number: int) -> None:
+def begin(directory: Path, header: SegmentHeader, boot: bytes, content: Content) -> None:
+    """Make the segment with this header the active one, under a new control file. Under the lock."""
     fd, length = create_segment(segment_path(directory, header.segment), header, 0)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
-    state = State(number, header.segment << 32 | length, 0, header.time)
+    state = header.number, header.segment << 32 | length, 0, header.time
     control = Control.create(directory / ctl.NAME, content.free, boot, state)
     try:
         words = control.words
@@ -152,12 +163,12 @@ def _chain(names: list[SegmentName], durable: int) -> list[SegmentName]:
     return [name for name in names if name.last >= first]
 
 
-def _walk(directory: Path, chain: list[SegmentName], durable: int) -> tuple[int, _Heads, int]:
+def _walk(directory: Path, chain: list[SegmentName], durable: int) -> tuple[int, Heads, int]:
     """Follow the frames through a chain of segments, cut off what does not hold, seal what does.
 
     Gives the next commit's number, where all streams stand, and the last time.
     """
-    heads: _Heads | None = None
+    heads: Heads | None = None
     number = time = 0
     torn: tuple[SegmentName, int, str] | None = None
     plan: list[tuple[SegmentName, int, Footer]] = []
@@ -176,7 +187,7 @@ def _walk(directory: Path, chain: list[SegmentName], durable: int) -> tuple[int,
             dropped.append(name)
             continue
         if heads is None:
-            heads = _Heads(header.snapshot)
+            heads = Heads(header.snapshot)
         heads.raise_to(header.snapshot)
         heads.tails.clear()
         number, time = header.number, max(time, header.time)
@@ -192,27 +203,44 @@ def _walk(directory: Path, chain: list[SegmentName], durable: int) -> tuple[int,
                 number, time = found.number, max(time, found.time)
                 position += found.length
         except BadFrameError as error:
-            if not _sealed_at(segment, position):
+            if not is_sealed_at(segment, position):
                 torn = name, error.position, error.reason
         plan.append((name, position, heads.footer(name.first, time, number)))
+    if torn is not None and heads is None:
+        raise StoreCorruptError(
+            directory, torn[0].path.name, torn[1], f"{torn[2]}; the whole journal from here on"
+        )
     if torn is not None:
         _refuse_damage(directory, torn, durable, [name for name in chain if name.first >= torn[0].first])
     assert heads is not None
     for name, position, footer in plan:
-        _seal(name, position, footer)
+        seal(name, position, footer)
     for name in dropped:
         name.path.unlink()
     return number + 1, heads, time
 
 
-def _sealed_at(segment: Segment, position: int) -> bool:
+def seal_as_found(name: SegmentName, end: int) -> None:
+    """End a segment whose frames are whole where they end, whether it was sealed before or not."""
+    with closing(Segment(name)) as segment:
+        header = segment.header
+        heads, time, number = Heads(header.snapshot), header.time, header.number
+        for buffer, at, found in segment.scan(header.length, end):
+            heads.follow(buffer, at, found)
+            time, number = found.time, found.number
+    seal(name, end, heads.footer(name.first, time, number))
+
+
+def is_sealed_at(segment: Segment, position: int) -> bool:
+    """Whether a whole footer is at this byte."""
     try:
         return segment.read_footer(position).position == position
     except BadFrameError:
         return False
 
 
-def _seal(name: SegmentName, position: int, footer: Footer) -> None:
+def seal(name: SegmentName, position: int, footer: Footer) -> None:
+    """End a segment at this byte, for good."""
     fd = os.open(name.path, os.O_RDWR | os.O_CLOEXEC)
     try:
         seal_segment(fd, footer, position)
@@ -229,14 +257,14 @@ def _refuse_damage(
     place = name.first << 32 | position
     for later in behind:
         start = position if later is name else 0
-        durable = max([durable, *(header.durable for header in _frames_behind(later, start))])
+        durable = max([durable, *(header.durable for header in frames_behind(later, start))])
     if durable > place:
         raise StoreCorruptError(
             directory, name.path.name, position, f"{reason}; messages that were acknowledged"
         )
 
 
-def _frames_behind(name: SegmentName, start: int) -> Iterator[Header]:
+def frames_behind(name: SegmentName, start: int) -> Iterator[Header]:
     """Every whole frame behind a place, wherever it begins."""
     data = name.path.read_bytes()
     at = data.find(_SIGN, start)

@@ -20,12 +20,13 @@ from zlib import crc32
 
 from . import frames
 from .directory import SegmentName
-from .frames import BadFrameError, Header
+from .frames import BadFrameError, Header, RunEntry
 
 _MAGIC: Final = b"HWSEGM01"
 # magic, crc, length, segment, streams, number, time, durable, unapplied, cleaned
 _HEADER: Final = Struct("<8s4I5Q")
 _HEADER_CHECKED_FROM: Final = 12
+EMPTY_SIZE: Final = _HEADER.size  # bytes of a segment in which nothing ever was
 
 _FOOTER_MAGIC: Final = 0x54465748  # "HWFT"
 # magic, crc, length, segment, streams, time, number
@@ -278,6 +279,17 @@ class Segment:
             yield buffer, at, header
             position += header.length
 
+    def walk(self, stream: int, position: int, limit: int) -> Iterator[tuple[Header, RunEntry, int]]:
+        """A stream's frames from the one at `position` backwards: header, run, bytes of the run's body."""
+        while position:
+            buffer, at, header = self.frame(position, limit)
+            index = frames.find_run(buffer, at, header, stream)
+            if index < 0:
+                raise BadFrameError(position, "a stream's frame does not hold it")
+            run = frames.read_run(buffer, at, index)
+            yield header, run, frames.run_end(buffer, at, header, index) - run.start
+            position = run.previous
+
     def _span(self, position: int, length: int, limit: int) -> tuple[bytes, int]:
         at = position - self._from
         end = self._from + len(self._window)
@@ -285,11 +297,11 @@ class Segment:
             return self._window, at
         near = self._from - _LARGE <= position <= end + _LARGE
         self._ahead = min(2 * self._ahead, _LARGE) if near else _SMALL
-        first = position
+        first, behind = position, position + max(length, self._ahead)
         if position < self._from:  # walking backwards: what comes next lies before
-            first = max(0, position + length - max(self._ahead, length))
-        size = min(max(self._ahead, position + length - first), limit - first)
-        self._window = os.pread(self.fd, max(size, 0), first)
+            behind = position + max(length, _SMALL)
+            first = max(0, min(position, behind - self._ahead))
+        self._window = os.pread(self.fd, max(0, min(behind, limit) - first), first)
         self._from = first
         return self._window, position - first
 

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NoReturn
@@ -20,18 +21,29 @@ import msgspec
 
 from ..errors import StoreError, StoreNotFoundError, TopicNotFoundError
 from . import control as ctl
-from . import frames, recovery
-from .catalog import NAME as CATALOG_NAME
+from . import frames, recovery, retention
 from .catalog import Catalog, TopicEntry, TopicWanted
+from .cleaner import Cleaner, CleaningLock, CleanReport
 from .control import LOW, Control, unseal
-from .directory import explained, holds_store, list_segments, prepare
+from .directory import explained, prepare
 from .frames import Chunk, CursorCommit, Run
 from .journal import ApplyCursors, Committed, Durability, Journal, RetiredStreamError
 from .lock import NAME as LOCK_NAME
 from .lock import Lock
 from .reader import Reader
+from .retention import Tally
 
-__all__ = ["Chunk", "Committed", "CursorCommit", "Record", "Run", "Store", "TopicEntry", "TopicWanted"]
+__all__ = [
+    "Chunk",
+    "CleanReport",
+    "Committed",
+    "CursorCommit",
+    "Record",
+    "Run",
+    "Store",
+    "TopicEntry",
+    "TopicWanted",
+]
 
 SEGMENT_BYTES: Final = 64 << 20
 
@@ -53,6 +65,7 @@ class Store:
 
     def __init__(self, directory: Path, control: Control, lock: Lock, journal: Journal) -> None:
         self.path = directory
+        self._clock, self._segment_bytes = journal.clock, journal.segment_bytes
         self._control, self._lock, self._journal = control, lock, journal
         self._catalog = Catalog(directory, control, lock, journal.settle)
         self._reader = Reader(directory, control, self._describe)
@@ -96,6 +109,7 @@ class Store:
                 control = _control(directory, create, boot, apply_cursors)
                 journal = Journal(directory, control, lock, durability, segment_bytes, clock, apply_cursors)
                 journal.settle()
+                control.join()
             return cls(directory, control, lock, journal)
         except BaseException:
             lock.close()
@@ -180,7 +194,7 @@ class Store:
     @property
     def end(self) -> int:
         """The position up to which the journal is committed, visible or not."""
-        return self._control.state().end
+        return self._control.end
 
     def read_columns(self, stream: int, offset: int, limit: int, max_bytes: int = 1 << 20) -> list[Chunk]:
         """Records from `offset` on as columns, one chunk per append: at most `limit`, about `max_bytes`.
@@ -250,7 +264,7 @@ class Store:
         return self._catalog.add_partitions(name, total)
 
     def delete_topic(self, name: str) -> None:
-        """Forget a topic. Its messages are gone for all processes at once, their space with the next clean."""
+        """Forget a topic: its messages are gone for all processes now, their space with the next clean."""
         self._catalog.delete(name)
 
     def purge(self, starts: dict[int, int]) -> None:
@@ -261,6 +275,38 @@ class Store:
     def catalog_generation(self) -> int:
         """Changes when any process changes the topics; one load."""
         return self._control.words[ctl.CATALOG]
+
+    # Room
+
+    def clean(self) -> CleanReport:
+        """Apply retention and free the space of what expired, was purged or deleted. Blocks: use a thread.
+
+        Safe beside readers and writers in any process, and against a death at any step. One process cleans
+        at a time; for the others the report says `busy`. Also brings a "process" store onto the disk.
+        Raises StoreFullError, StoreCorruptError.
+        """
+        self._reader.refresh()
+        with CleaningLock(self.path) as taken:
+            if not taken:
+                return CleanReport(busy=True)
+            self.sync(self.end)
+            topics = self._catalog.topics().values()
+            tally = Tally(self.path, self._control)
+            gone = retention.expired(topics, tally, self._reader, self._control, self._clock())
+            self._catalog.advance(gone)
+            starts = {
+                stream: start
+                for topic in self._catalog.topics().values()
+                for stream, start in zip(topic.streams, topic.starts, strict=True)
+            }
+            if self._journal.roll_if_dead(starts):
+                self.sync(self.end)
+            cleaner = Cleaner(self.path, self._control, self._lock, self._segment_bytes, starts)
+            return replace(cleaner.clean(), expired=len(gone))
+
+    def sizes(self) -> dict[int, int]:
+        """About how many bytes each stream's kept records take on disk."""
+        return retention.measure(self._catalog.topics().values(), Tally(self.path, self._control))
 
     def _describe(self, stream: int, first: int, end: int | None) -> str:
         place = self._catalog.place(stream)
@@ -284,7 +330,7 @@ def _control(directory: Path, create: bool, boot: bytes, apply_cursors: ApplyCur
     """The control file, made or made anew where it must be. Under the lock."""
     path = directory / ctl.NAME
     if not path.exists():
-        if list_segments(directory) and _has_frames_or_topics(directory):
+        if recovery.is_worthwhile(directory):
             recovery.recover(directory, boot, apply_cursors)
         elif create:
             recovery.create(directory, boot)
@@ -304,11 +350,6 @@ def _control(directory: Path, create: bool, boot: bytes, apply_cursors: ApplyCur
     return control
 
 
-def _has_frames_or_topics(directory: Path) -> bool:
-    """Whether this is a store that lost its control file, rather than one whose making was interrupted."""
-    return (directory / CATALOG_NAME).exists() and holds_store(directory)
-
-
 def _owner(directory: Path) -> int | None:
     """The process that took the lock last, if the control file can tell."""
     try:
@@ -325,6 +366,7 @@ def _forget_inherited() -> None:
     """In a forked child: close what was inherited, so that nothing stays locked when the parent dies."""
     for store in list(_open_stores):
         store._lock.close()
+        store._control.abandon()
         store._abandon("this store was opened before a fork: open it again in this process")
     _open_stores.clear()
 

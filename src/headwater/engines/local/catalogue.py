@@ -9,13 +9,18 @@ from ...log.control import boot_id
 from ...log.store import Store
 
 
+def this_boot() -> int:
+    """A number that changes when the machine restarts, as cursors note it."""
+    return int.from_bytes(boot_id()[:5], "little")
+
+
 class StoreCatalogue:
     """The store's topics as `log.groups` wants to see them."""
 
     def __init__(self, store: Store, *, durable: bool) -> None:
         """With `durable`, a transaction counts once it is on disk."""
         self._store, self._durable = store, durable
-        self.boot = int.from_bytes(boot_id()[:5], "little")
+        self.boot = this_boot()
 
     def streams(self) -> Mapping[str, Sequence[int]]:
         return {name: topic.streams for name, topic in self._store.topics().items()}

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from ...errors import TopicNotFoundError
+from ...log import delays
 from ...log.store import Committed, Run, Store
 from ...message import NO_HEADERS, Outgoing, Receipt
 from .records import encode_headers
@@ -52,7 +53,7 @@ class Sorter:
         if len(messages) == 1:
             message = messages[0]
             streams = self._find(message.topic, messages)
-            key = _bytes(message.key)
+            key = key_bytes(message.key)
             partition = self._partition(message, key, streams)
             headers = b"" if message.headers is NO_HEADERS else encode_headers(message.headers)
             run = Run(streams[partition], (key,), (headers,), (message.body,))
@@ -60,7 +61,7 @@ class Sorter:
         return self._sort_many(messages)
 
     def _sort_many(self, messages: Sequence[Outgoing]) -> list[Parcel]:
-        keys = [_bytes(m.key) for m in messages]
+        keys = [key_bytes(m.key) for m in messages]
         headers = [b"" if m.headers is NO_HEADERS else encode_headers(m.headers) for m in messages]
         bodies = [m.body for m in messages]
         first = messages[0].topic
@@ -108,24 +109,32 @@ class Sorter:
         return crc32(key) % len(streams) if key is not None else self._turn % len(streams)
 
 
-def _bytes(key: str | bytes | None) -> bytes | None:
+def key_bytes(key: str | bytes | None) -> bytes | None:
+    """A key as it travels."""
     return key.encode() if isinstance(key, str) else key
 
 
-def receipts_of(parcels: Sequence[Parcel], committed: Committed, count: int) -> list[Receipt]:
-    """One receipt per message, in the order they were given."""
+def receipts_of(messages: Sequence[Outgoing], parcels: Sequence[Parcel], committed: Committed) -> list[Receipt]:
+    """One receipt per message, in the order they were given; without an offset for those that wait."""
     time = committed.time
-    if count == 1:
-        topic, partition, _, _ = parcels[0]
-        return [Receipt(topic, partition, committed.bases[0], time)]
-    found: list[Receipt] = [None] * count  # type: ignore[list-item]
+    if len(messages) == 1:
+        message, parcel = messages[0], parcels[0]
+        if message.delay:
+            return [Receipt(message.topic, None, None, time)]
+        return [Receipt(message.topic, parcel.partition, committed.bases[0], time)]
+    found: list[Receipt] = [None] * len(messages)  # type: ignore[list-item]  # filled below
     for (topic, partition, run, which), base in zip(parcels, committed.bases, strict=False):
         offsets = range(base, base + len(run.values))
         made = map(Receipt, repeat(topic), repeat(partition), offsets, repeat(time))
         if which is None:
-            return list(made)
-        for i, receipt in zip(which, made, strict=True):
-            found[i] = receipt
+            found = list(made)
+        else:
+            for i, receipt in zip(which, made, strict=True):
+                found[i] = receipt
+    if any(parcel.topic == delays.TOPIC for parcel in parcels):
+        for i, message in enumerate(messages):
+            if message.delay:
+                found[i] = Receipt(message.topic, None, None, time)
     return found
 
 
