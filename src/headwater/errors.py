@@ -6,6 +6,7 @@ HeadwaterError
 │   ├── NotSupportedError         this engine cannot do it            .engine .operation .hint
 │   ├── MissingExtraError         a package is not installed          .package .extra   (also ImportError)
 │   └── TopicNameError            a name this engine cannot carry     .topic
+├── NotConnectedError             used before it was connected, or after it was closed
 ├── ConnectError                  the server cannot be reached        .url .reason
 ├── PublishError                  some of a batch were refused        .receipts .errors
 ├── DeliveryUnknownError          no answer in time; it may arrive    .topic            (also TimeoutError)
@@ -77,6 +78,15 @@ class TopicNameError(ConfigurationError):
     def __init__(self, topic: str, reason: str) -> None:
         super().__init__(f"topic {topic!r}: {reason}")
         self.topic, self.reason = topic, reason
+
+
+class NotConnectedError(HeadwaterError):
+    """The broker is not connected: not yet, or not any more."""
+
+    def __init__(self, broker: str) -> None:
+        super().__init__(
+            f"{broker} is not connected: publish in an after_startup hook or a handler, or inside `async with broker`"
+        )
 
 
 class ConnectError(HeadwaterError):

@@ -60,6 +60,12 @@ class Handler:
         self.has_exits = False
         self.call: Call = self._uncompiled
 
+    @property
+    def is_generator(self) -> bool:
+        """Whether it yields its results, and so has to be iterated for its effect."""
+        function = unwrapped(self.function)
+        return inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function)
+
     def compile(self, environment: Environment, *, shares_value: bool = False) -> None:
         """Resolve the signature; `shares_value` when middleware or filters read `message.value` too.
 

@@ -36,9 +36,7 @@ ID = "ab" * 16
 
 
 def member(path: Path, *flags: str) -> tuple[subprocess.Popen[str], list[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", MEMBER, str(path), ID, *flags], stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", MEMBER, str(path), ID, *flags], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     return process, [process.stdout.readline().strip() for _ in range(1 + len(flags))]
 

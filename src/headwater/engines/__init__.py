@@ -1,1 +1,69 @@
-"""The engines: one broker, one place."""
+"""Engines by the scheme of their URL: ours, and those of the entry point group `headwater.engines`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Final
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+import msgspec
+
+from ..engine import Engine
+from ..errors import ConfigurationError
+
+ENTRY_POINTS: Final = "headwater.engines"
+
+FromUrl = Callable[[SplitResult, Mapping[str, str]], Engine]
+"""Makes an engine from a URL and its query. It connects to nothing and imports no client yet."""
+
+_OURS: Final = {
+    "memory": "headwater.engines.memory:from_url",
+    "local": "headwater.engines.local:from_url",
+}
+
+
+def engine_for(url: str) -> Engine:
+    """The engine a URL names. Raises ConfigurationError for a scheme nobody knows, or an option it lacks."""
+    parts = urlsplit(url)
+    if not parts.scheme:
+        raise ConfigurationError(f"{url!r} is no broker URL: it begins with a scheme, such as local://./data")
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    return _loaded(parts.scheme)(parts, dict(query))
+
+
+def _loaded(scheme: str) -> FromUrl:
+    ours = _OURS.get(scheme)
+    if ours is not None:
+        module, _, name = ours.partition(":")
+        return getattr(import_module(module), name)  # type: ignore[no-any-return]  # ours are FromUrl
+    for point in entry_points(group=ENTRY_POINTS, name=scheme):
+        return point.load()  # type: ignore[no-any-return]  # what the entry point group asks for
+    known = sorted({*_OURS, *(point.name for point in entry_points(group=ENTRY_POINTS))})
+    raise ConfigurationError(f"no engine for {scheme}://; known here: {', '.join(name + '://' for name in known)}")
+
+
+def read_options(kind: type[Any], query: Mapping[str, str], scheme: str) -> Any:
+    """A URL's query as the TypedDict of an engine's options. Raises ConfigurationError naming a wrong one."""
+    known = kind.__annotations__
+    for name in query:
+        if name not in known:
+            raise ConfigurationError(f"{scheme}:// has no option {name!r}; it has {', '.join(sorted(known))}")
+    try:
+        return msgspec.convert(dict(query), kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"{scheme}:// options: {error}") from error
+
+
+def path_of(parts: SplitResult) -> str:
+    """The path of `local://./data`, `local://data` and `local:///var/data`."""
+    return unquote(parts.netloc + parts.path)
+
+
+def redacted(url: str) -> str:
+    """The URL without its password and query, fit for logs and errors."""
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    netloc = f"{user.partition(':')[0]}:***@{host}" if ":" in user else user + at + host
+    return f"{parts.scheme}://{netloc}{parts.path}"

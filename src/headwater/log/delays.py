@@ -161,9 +161,7 @@ class Delays:
     def _commit(self, runs: Sequence[Run], moved: Sequence[int]) -> Committed:
         values = [self._mark(moved)]
         self._marks_since += 1
-        committed = self._store.append(
-            [*runs, Run(self._marks, (None,), (b"",), values)], guard=self._guard
-        )
+        committed = self._store.append([*runs, Run(self._marks, (None,), (b"",), values)], guard=self._guard)
         if self._durable:
             self._store.sync(committed.end)
         self._moved.update(moved)

@@ -27,9 +27,7 @@ class Lease:
 
     __slots__ = ("epoch", "leaving", "live", "page", "partition", "paused", "position", "stream", "topic")
 
-    def __init__(
-        self, topic: str, partition: int, stream: int, page: CursorPage, position: int, epoch: int
-    ) -> None:
+    def __init__(self, topic: str, partition: int, stream: int, page: CursorPage, position: int, epoch: int) -> None:
         self.topic, self.partition, self.stream = topic, partition, stream
         self.page, self.position, self.epoch = page, position, epoch
         self.live = True
@@ -165,9 +163,7 @@ class Member:
         gone = [self._drop(at) for at in lost]
         if gone:
             self._on_leases()
-            await self._on_change(
-                Lost(frozenset(lease.at for lease in gone), max(lease.epoch for lease in gone))
-            )
+            await self._on_change(Lost(frozenset(lease.at for lease in gone), max(lease.epoch for lease in gone)))
 
     async def _take(self) -> bool:
         leases = await asyncio.to_thread(self._acquire)
@@ -241,9 +237,7 @@ class Member:
                 for page in free.values():
                     page.retire()
             settled = group.catalogue.harden()
-            file = group.write_pages(
-                state, {at: page.copied(state.generation + 1) for at, page in free.items()}
-            )
+            file = group.write_pages(state, {at: page.copied(state.generation + 1) for at, page in free.items()})
             leases = []
             for topic, partition in free:
                 place = state.places[topic][partition]

@@ -18,9 +18,7 @@ from .records import slice_of, to_messages
 
 MAX_BYTES = 1 << 20  # of values read from one partition at once
 
-Transact = Callable[
-    [Sequence[Outgoing], Sequence[CursorCommit], Callable[[], None]], Awaitable[Sequence[Receipt]]
-]
+Transact = Callable[[Sequence[Outgoing], Sequence[CursorCommit], Callable[[], None]], Awaitable[Sequence[Receipt]]]
 Partitions = frozenset[tuple[str, int]]
 
 

@@ -290,9 +290,7 @@ class LocalEngine:
         self.bells.ring(streams_of(parcels))
         return receipts
 
-    async def _append_in_thread(
-        self, messages: Sequence[Outgoing], parcels: list[Parcel]
-    ) -> Sequence[Receipt]:
+    async def _append_in_thread(self, messages: Sequence[Outgoing], parcels: list[Parcel]) -> Sequence[Receipt]:
         runs = [parcel.run for parcel in parcels]
         committed = await asyncio.to_thread(self.store.append, runs)
         if self._syncer is not None:
@@ -356,9 +354,7 @@ class LocalEngine:
                 self.bells.listen(key, ())
 
     @asynccontextmanager
-    async def _consume(
-        self, source: Source, group: str, on_change: OnChange
-    ) -> AsyncIterator[Subscription]:
+    async def _consume(self, source: Source, group: str, on_change: OnChange) -> AsyncIterator[Subscription]:
         store = self.store
         subscription = GroupSubscription(group, store, Alarm(self.bells), self._transact)
         self._check_start(source)
@@ -400,9 +396,7 @@ class LocalEngine:
         if not isinstance(start, int):
             return
         topics = self.store.topics()
-        reached = [
-            name for name in topics if any(match(pattern, name) is not None for pattern in source.topics)
-        ]
+        reached = [name for name in topics if any(match(pattern, name) is not None for pattern in source.topics)]
         if sum(len(topics[name].streams) for name in reached) > 1:
             raise ConfigurationError(
                 f"start={start} is the offset of one partition, and {', '.join(source.topics)} has more: give "

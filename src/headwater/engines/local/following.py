@@ -142,9 +142,7 @@ class Following:
             place = places[(self._turn + i) % len(places)]
             if place.paused:
                 continue
-            for chunk in self._store.read_columns(
-                place.stream, place.position, limit - len(found), MAX_BYTES
-            ):
+            for chunk in self._store.read_columns(place.stream, place.position, limit - len(found), MAX_BYTES):
                 found += to_messages(place.topic, place.partition, chunk)
                 place.position = chunk.base + len(chunk.values)
             if len(found) >= limit:

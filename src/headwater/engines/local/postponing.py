@@ -118,9 +118,7 @@ class Postponing:
         def sort(messages: Sequence[Delayed]) -> Sequence[Run]:
             topics = self._store.topics()
             outgoing = [
-                _due(message, len(topics[message.topic].streams))
-                for message in messages
-                if message.topic in topics
+                _due(message, len(topics[message.topic].streams)) for message in messages if message.topic in topics
             ]
             return [parcel.run for parcel in sorter.sort(outgoing)] if outgoing else []
 

@@ -70,6 +70,4 @@ def slice_of(chunk: Chunk, first: int, end: int) -> Chunk:
     low, high = max(first - chunk.base, 0), end - chunk.base
     if low == 0 and high >= len(chunk.values):
         return chunk
-    return Chunk(
-        chunk.base + low, chunk.time, chunk.keys[low:high], chunk.headers[low:high], chunk.values[low:high]
-    )
+    return Chunk(chunk.base + low, chunk.time, chunk.keys[low:high], chunk.headers[low:high], chunk.values[low:high])

@@ -1,0 +1,124 @@
+"""Messages on their way out: what is published in one turn of the loop goes to the engine in one send."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from typing import Final
+
+from .engine import Engine, Source
+from .errors import ConfigurationError, DeliveryUnknownError, PublishError, TopicNotFoundError
+from .message import Outgoing, Receipt
+
+MAX_PENDING: Final = 100_000  # unconfirmed messages after which a publish waits for earlier ones
+
+Pending = tuple[Outgoing, "asyncio.Future[Receipt]", float]  # the message, its confirmation, seconds to wait for it
+
+
+class Outbox:
+    """Sends messages in the order they were put, and confirms each one.
+
+    A confirmation that does not come in time fails with DeliveryUnknownError. Nothing here retries: a message that
+    was refused is its publisher's again.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._loop = asyncio.get_running_loop()
+        self._all_or_nothing = engine.capabilities(Source(topics=())).atomic_batch
+        self._batch: list[Pending] = []
+        self._sends: set[asyncio.Task[None]] = set()  # those the engine has not answered yet
+        self._unconfirmed = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is not confirmed yet."""
+        return bool(self._batch or self._sends)
+
+    @property
+    def full(self) -> bool:
+        """Whether to wait with `room` before putting more."""
+        return self._unconfirmed >= MAX_PENDING
+
+    def put(self, outgoing: Outgoing, timeout: float) -> asyncio.Future[Receipt]:
+        """Send this soon; its confirmation. The message is ready to travel: see `codecs.encode`."""
+        future: asyncio.Future[Receipt] = self._loop.create_future()
+        batch = self._batch
+        if not batch:
+            self._loop.call_soon(self.flush)
+        batch.append((outgoing, future, timeout))
+        return future
+
+    def flush(self) -> None:
+        """Hand what was put to the engine now."""
+        batch, self._batch = self._batch, []
+        if batch:
+            self._send(batch)
+
+    def _send(self, batch: list[Pending]) -> None:
+        try:
+            answer = self._engine.send([outgoing for outgoing, _, _ in batch])
+        except Exception as error:
+            self._refuse(batch, error)
+            return
+        if isinstance(answer, Sequence):
+            _confirm(batch, answer)
+            return
+        self._unconfirmed += len(batch)
+        task = self._loop.create_task(self._await(batch, answer))
+        self._sends.add(task)
+        task.add_done_callback(self._sends.discard)
+
+    async def _await(self, batch: list[Pending], answer: Awaitable[Sequence[Receipt]]) -> None:
+        started = self._loop.time()
+        timer = self._loop.call_later(min(timeout for _, _, timeout in batch), self._expire, batch, started)
+        try:
+            _confirm(batch, await answer)
+        except Exception as error:
+            self._refuse(batch, error)
+        finally:
+            timer.cancel()
+            self._unconfirmed -= len(batch)
+
+    def _expire(self, batch: list[Pending], started: float) -> None:
+        now = self._loop.time()
+        for outgoing, future, timeout in batch:
+            if now - started >= timeout - 0.001 and not future.done():
+                future.set_exception(DeliveryUnknownError(outgoing.topic, timeout))
+        waiting = [started + timeout - now for _, future, timeout in batch if not future.done()]
+        if waiting:
+            self._loop.call_later(max(0.001, min(waiting)), self._expire, batch, started)
+
+    def _refuse(self, batch: list[Pending], error: Exception) -> None:
+        """Tell each publisher its own error. One bad message does not fail those that happened to be beside it."""
+        if isinstance(error, PublishError) and len(error.errors) == len(batch):
+            for (_, future, _), receipt, reason in zip(batch, error.receipts, error.errors, strict=True):
+                if not future.done():
+                    future.set_exception(reason) if reason is not None else future.set_result(receipt)
+        elif len(batch) > 1 and self._all_or_nothing and isinstance(error, ConfigurationError | TopicNotFoundError):
+            for pending in batch:
+                self._send([pending])
+        else:
+            for _, future, _ in batch:
+                if not future.done():
+                    future.set_exception(error)
+
+    async def room(self, timeout: float, topic: str) -> None:
+        """Wait until less is unconfirmed. Raises DeliveryUnknownError after `timeout` seconds."""
+        self.flush()
+        _done, waiting = await asyncio.wait(self._sends, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if self.full and len(waiting) == len(self._sends):
+            raise DeliveryUnknownError(topic, timeout)
+
+    async def drain(self, timeout: float) -> bool:
+        """Wait until everything is confirmed; False if `timeout` seconds were not enough."""
+        self.flush()
+        if self._sends:
+            await asyncio.wait(self._sends, timeout=timeout)
+        return not self.busy
+
+
+def _confirm(batch: list[Pending], receipts: Sequence[Receipt]) -> None:
+    for (_, future, _), receipt in zip(batch, receipts, strict=True):
+        if not future.done():
+            future.set_result(receipt)

@@ -1,0 +1,157 @@
+"""Reading a topic from any place, message by message, without a group."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from types import TracebackType
+from typing import Self
+
+from .codecs import Decode
+from .engine import Change, Engine, Source, Subscription
+from .message import Message, Position
+
+Until = datetime | Callable[[Message], bool]
+
+READ_AHEAD = 500  # messages taken from the engine at once
+
+
+class Stream:
+    """An async iterator over a topic; `broker.stream(...)` makes it.
+
+    It reads on as messages come, takes part in no group and commits nothing. No more than one read-ahead is held,
+    so a slow reader grows nothing. Leaving the loop early wants `async with stream:` or `await stream.close()`;
+    closing its broker closes it too.
+    """
+
+    def __init__(
+        self,
+        engine: Callable[[], Engine],
+        source: Source,
+        *,
+        decode: Decode | None = None,
+        limit: int | None = None,
+        until: Until | None = None,
+        wait: float | None = None,
+    ) -> None:
+        self._engine = engine
+        self._source = source
+        self._decode = decode
+        self._left = limit
+        self._until = until
+        self._wait = wait
+        self._ahead: deque[Message] = deque()
+        self._place: AbstractAsyncContextManager[Subscription] | None = None
+        self._subscription: Subscription | None = None
+        self._closed = False
+        self.on_open: Callable[[Stream], object] = _nobody_asks
+        self.on_close: Callable[[Stream], object] = _nobody_asks
+
+    async def open(self) -> None:
+        """Take the place in the topic; the first message asked for does it too. Raises TopicNotFoundError."""
+        if self._subscription is None:
+            place = self._engine().subscribe(self._source, _nothing_moves)
+            self._subscription = await place.__aenter__()
+            self._place = place
+            self.on_open(self)
+
+    async def close(self) -> None:
+        """Give the place up. Idempotent."""
+        self._closed = True
+        place, self._place = self._place, None
+        if self._subscription is not None:
+            self._subscription.wake()
+        if place is not None:
+            await place.__aexit__(None, None, None)
+        self._ahead.clear()
+        self.on_close(self)
+
+    async def seek(self, position: Position | int) -> None:
+        """The message at this position comes next. An int is an offset of the only topic's only partition."""
+        await self.open()
+        assert self._subscription is not None
+        if not isinstance(position, Position):
+            position = Position(self._source.topics[0], (self._source.partitions or (0,))[0], position)
+        kept = [m for m in self._ahead if (m.topic, m.partition) != (position.topic, position.partition)]
+        self._ahead = deque(kept)
+        await self._subscription.seek(position)
+
+    def batches(self, size: int) -> AsyncIterator[Sequence[Message]]:
+        """The same messages in lists of 1 to `size`, as they come."""
+        return self._batches(size)
+
+    async def _batches(self, size: int) -> AsyncIterator[Sequence[Message]]:
+        while (first := await self._next()) is not None:
+            batch = [first]
+            while len(batch) < size and self._ahead:
+                following = await self._next()
+                if following is None:
+                    break
+                batch.append(following)
+            yield batch
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Message:
+        message = await self._next()
+        if message is None:
+            raise StopAsyncIteration
+        return message
+
+    async def _next(self) -> Message | None:
+        if self._closed or self._left == 0:
+            await self.close()
+            return None
+        if not self._ahead and not await self._fetch():
+            await self.close()
+            return None
+        message = self._ahead.popleft()
+        if self._decode is not None:
+            message._decode = self._decode
+        if self._is_past(message):
+            await self.close()
+            return None
+        if self._left is not None:
+            self._left -= 1
+        return message
+
+    async def _fetch(self) -> bool:
+        """Wait for messages; False once the stream was closed, or was quiet for as long as it may."""
+        await self.open()
+        assert self._subscription is not None
+        limit = READ_AHEAD if self._left is None else min(READ_AHEAD, self._left)
+        deadline = None if self._wait is None else asyncio.get_running_loop().time() + self._wait
+        while not self._closed:
+            rest = 60.0 if deadline is None else max(0.0, deadline - asyncio.get_running_loop().time())
+            self._ahead.extend(await self._subscription.receive(limit, rest))
+            if self._ahead:
+                return True
+            if deadline is not None and asyncio.get_running_loop().time() >= deadline:
+                return False
+        return False
+
+    def _is_past(self, message: Message) -> bool:
+        if isinstance(self._until, datetime):
+            return message.time > self._until.timestamp()
+        return self._until is not None and self._until(message)
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+async def _nothing_moves(_change: Change) -> None:
+    """A stream has its partitions for itself."""
+
+
+def _nobody_asks(_stream: Stream) -> None:
+    """Its broker asks, so that it can close what is still open."""
