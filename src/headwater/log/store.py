@@ -178,7 +178,7 @@ class Store:
     @property
     def number(self) -> int:
         """The number of the last commit."""
-        return self._control.state().number
+        return self._control.state()[0]
 
     def note_applied(self, position: int) -> None:
         """Say that all effects of cursor commits before this position are on disk."""

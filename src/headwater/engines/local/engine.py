@@ -267,7 +267,7 @@ class LocalEngine:
             parcels = self._sorter.sort(outgoing)
         except UnknownTopicsError as unknown:
             return self._send_to_new_topics(messages, unknown.topics)
-        if len(messages) == 1 and len(messages[0].body) <= LARGE or _size(parcels) <= LARGE:
+        if (len(messages) == 1 and len(messages[0].body) <= LARGE) or _size(parcels) <= LARGE:
             return self._append(messages, parcels)
         return self._append_in_thread(messages, parcels)
 
