@@ -6,7 +6,18 @@ from typing import Any
 
 from headwater.log.store import Store
 
-EFFECTS = ("pwritev", "pwrite", "write", "rename", "unlink", "ftruncate", "posix_fallocate", "fdatasync", "fsync", "open")
+EFFECTS = (
+    "pwritev",
+    "pwrite",
+    "write",
+    "rename",
+    "unlink",
+    "ftruncate",
+    "posix_fallocate",
+    "fdatasync",
+    "fsync",
+    "open",
+)
 DIED = 77
 
 
