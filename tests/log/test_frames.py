@@ -38,7 +38,11 @@ def test_what_was_encoded_comes_back(runs: dict[int, list[tuple[bytes | None, by
 @pytest.mark.parametrize("size", [0, 1, 65534, 65535, 65536, 1_000_000])
 def test_any_length_comes_back(size: int) -> None:
     big = bytes(size)
-    assert decoded(framed([Run(1, [big, None], [big, b""], [big, b"x"])]), 1) == ([big, None], [big, b""], [big, b"x"])
+    assert decoded(framed([Run(1, [big, None], [big, b""], [big, b"x"])]), 1) == (
+        [big, None],
+        [big, b""],
+        [big, b"x"],
+    )
     assert decoded(framed([Run(1, [big], [b""], [b""])]), 1) == ([big], [b""], [b""])
 
 

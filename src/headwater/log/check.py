@@ -22,7 +22,7 @@ from .catalog import NAME as CATALOG_NAME
 from .catalog import Content, TopicEntry, decode_catalog, read_copies, write_catalog
 from .cleaner import NEW_NAME, CleaningLock, Copy
 from .control import HEAD, HEADS, LOW, RETIRED, Control
-from .directory import SegmentName, explained, holds_store, list_segments, sync_directory
+from .directory import SegmentName, explained, holds_store, list_segments, segment_path, sync_directory
 from .frames import BadFrameError, Header
 from .lock import NAME as LOCK_NAME
 from .lock import Lock
@@ -213,12 +213,15 @@ def _survey(directory: Path, lock: Lock) -> _Survey:
         end = _look_at_control(survey, control)
     if end is not None:
         names = [name for name in names if name.first <= end >> 32]
+    gone = end is not None and (not names or names[-1].last < end >> 32)
     for name in names:
-        is_active = name is names[-1]
+        is_active = name is names[-1] and not gone
         _look_at_segment(survey, name, is_active, end & LOW if end is not None and is_active else None)
     if control is not None:
         if end is not None and control.booted(ctl.boot_id()):
-            _look_at_heads(survey, control, names[-1])
+            if gone:
+                survey.hurt(segment_path(directory, end >> 32).name, 0, "the active segment is missing")
+            _look_at_heads(survey, control, end >> 32)
         control.close()
     return survey
 
@@ -294,9 +297,8 @@ def _begin_part(survey: _Survey, segment: Segment) -> _Part:
         first = next(recovery.frames_behind(name, 0), None)
         begin = first.position if first is not None else os.fstat(segment.fd).st_size
         return _Part(name, _with_length(header, begin), begin, whole=False)
-    if survey.parts or header.segment == 1:
-        for stream, following in zip(header.snapshot.streams, header.snapshot.nexts, strict=True):
-            survey.arrive(name.path.name, stream, following)
+    for stream, following in zip(header.snapshot.streams, header.snapshot.nexts, strict=True):
+        survey.arrive(name.path.name, stream, following)
     survey.heads.raise_to(header.snapshot)
     survey.time, survey.number = max(survey.time, header.time), max(survey.number, header.number)
     return _Part(name, header, header.length)
@@ -362,7 +364,7 @@ def _next_whole(name: SegmentName, position: int, limit: int) -> int | None:
     return None
 
 
-def _look_at_heads(survey: _Survey, control: Control, active: SegmentName) -> None:
+def _look_at_heads(survey: _Survey, control: Control, active: int) -> None:
     """What the control file knows of the streams beyond the last frame that was whole."""
     words = control.words
     for stream in survey.starts:
@@ -374,10 +376,12 @@ def _look_at_heads(survey: _Survey, control: Control, active: SegmentName) -> No
         stood, size = survey.heads.places.get(stream, (0, 0))
         if following == stood:
             continue
-        part = survey.parts[-1]
-        in_damage = tail >> 32 == active.first and (tail & LOW) not in part.good and not part.whole
+        part = survey.parts[-1] if survey.parts and survey.parts[-1].name.last == active else None
+        in_damage = tail >> 32 == active and (
+            part is None or not part.whole and (tail & LOW) not in part.good
+        )
         if in_damage and stood < following < RETIRED:
-            survey.arrive(active.path.name, stream, following)
+            survey.arrive(segment_path(survey.directory, active).name, stream, following)
             survey.heads.places[stream] = following, size
         else:
             survey.hurt(ctl.NAME, 8 * at, f"the head of stream {stream} does not agree with the journal")
@@ -391,10 +395,9 @@ def _repair(survey: _Survey) -> None:
     for part in survey.parts:
         if not part.whole:
             _salvage(directory, part)
-    last = survey.parts[-1]
-    if last.whole:
-        recovery.seal_as_found(last.name, last.end)
-    following = max(name.last for name in list_segments(directory)) + 1
+    if survey.parts and survey.parts[-1].whole:
+        recovery.seal_as_found(survey.parts[-1].name, survey.parts[-1].end)
+    following = max((name.last for name in list_segments(directory)), default=0) + 1
     header = SegmentHeader(
         following, survey.number + 1, survey.time, following << 32, 0, False, survey.heads.snapshot()
     )
@@ -410,7 +413,8 @@ def _salvage(directory: Path, part: _Part) -> None:
             copy = Copy(fd, part.header)
             for found in _whole_frames(part, segment):
                 position = found[2].position
-                copy.take(segment, found, lambda run, p=position: (p, run.stream) not in part.bad_runs)
+                bad = {stream for place, stream in part.bad_runs if place == position}
+                copy.take(segment, found, lambda run, bad=bad: run.stream not in bad)  # type: ignore[misc]  # bound at once
             copy.finish()
         os.fsync(fd)
     finally:

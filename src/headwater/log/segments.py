@@ -170,6 +170,7 @@ class Segment:
     """
 
     def __init__(self, name: SegmentName) -> None:
+        self.fd = -1
         self.first, self.last, self.path = name
         self.fd = os.open(name.path, os.O_RDONLY | os.O_CLOEXEC)
         self._window = b""

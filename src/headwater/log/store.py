@@ -110,7 +110,9 @@ class Store:
                 journal = Journal(directory, control, lock, durability, segment_bytes, clock, apply_cursors)
                 journal.settle()
                 control.join()
-            return cls(directory, control, lock, journal)
+            store = cls(directory, control, lock, journal)
+            store._catalog.topics()
+            return store
         except BaseException:
             lock.close()
             if control is not None:
