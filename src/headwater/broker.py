@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 from .admin import Admin
 from .codecs import Codec, decoder_for, encode
@@ -23,6 +23,14 @@ _log = logging.getLogger("headwater")
 
 PublishNext = Callable[[Outgoing], Awaitable[Receipt]]
 PublishMiddleware = Callable[[Outgoing, PublishNext], Awaitable[Receipt]]
+
+
+class BrokerOptions(TypedDict, total=False):
+    """What every broker takes, for the brokers of single engines to pass on."""
+
+    codec: Codec | None
+    publish_middleware: Sequence[PublishMiddleware]
+    connect_timeout: float
 
 
 class Broker:
@@ -54,13 +62,14 @@ class Broker:
         self.publisher = self.router.publisher
         self.include_router = self.router.include_router
         self._middleware = tuple(publish_middleware)
-        self._engine: Engine | None = None if url is None else self._make_engine(url)
+        self._engine: Engine | None = None if url is None else self._open(url)
         self._outbox: Outbox | None = None
         self._requester: Requester | None = None
         self._streams: set[Stream] = set()
         self._sending: PublishNext = self._chain()
 
-    def _make_engine(self, url: str) -> Engine:
+    def _open(self, url: str) -> Engine:
+        """The engine of a URL; the broker of one engine adds its own options."""
         return engine_for(url)
 
     def bind(self, url: str) -> None:
@@ -68,6 +77,10 @@ class Broker:
         if self.connected:
             raise ConfigurationError(f"{self} is connected: close it before it is bound to {redacted(url)}")
         self._engine, self.url = engine_for(url), url
+
+    def replace_engine(self, engine: Engine | None, url: str | None = None) -> None:
+        """Use this engine instead, as a test does."""
+        self._engine, self.url = engine, url
 
     @property
     def bound(self) -> bool:

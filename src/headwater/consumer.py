@@ -21,6 +21,7 @@ from .worker import Worker
 
 Declared = Sequence[tuple[Subscriber, tuple[Publisher, ...]]]
 Sends = Callable[[Sequence[Outgoing]], Awaitable[Any]]
+Watch = Callable[[Handler, Call], Call]
 
 _SHARED = ("start", "concurrency", "order_by", "exclusive", "batch", "ack", "exactly_once", "options")
 
@@ -107,8 +108,11 @@ class Consumer:
                 engine.check_topic(topic)
         return capabilities
 
-    def compile(self, environment: Environment, send: Sends) -> None:
-        """Resolve the signatures and compose what happens for a message. Raises ConfigurationError."""
+    def compile(self, environment: Environment, send: Sends, watch: Watch | None = None) -> None:
+        """Resolve the signatures and compose what happens for a message. Raises ConfigurationError.
+
+        With `watch` each handler's call is replaced by what it gives for it.
+        """
         if not self.handlers:
             self.handlers = [_handler(subscriber) for subscriber, _ in self.declared]
             self.routes = [
@@ -118,6 +122,8 @@ class Consumer:
         shares_value = len(self.declared) > 1 or bool(self.subscriber.filter)
         for route, handler, (subscriber, publishers) in zip(self.routes, self.handlers, self.declared, strict=True):
             handler.compile(environment, shares_value=shares_value or bool(subscriber.middleware))
+            if watch is not None:
+                handler.call = watch(handler, handler.call)
             route.call = self._compose(handler, subscriber, publishers, send, shares_value)
         self._tell_apart()
 

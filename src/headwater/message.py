@@ -155,7 +155,7 @@ class Outgoing(msgspec.Struct, eq=False):
         return key.encode() if isinstance(key, str) else key
 
 
-class Message(msgspec.Struct, eq=False, repr_omit_defaults=True):
+class Message(msgspec.Struct, eq=False):
     """A message as received.
 
     `key` and headers are text, with their raw bytes in `key_bytes` and `headers.get_bytes`.
@@ -177,6 +177,10 @@ class Message(msgspec.Struct, eq=False, repr_omit_defaults=True):
     _settlement: Settlement | None = None
     _delivery: Message | None = None  # the delivery to settle, when it came by way of a retry topic
     _called: bool = False  # its earlier attempts ended in a verdict, not in the death of a process
+
+    def __repr__(self) -> str:
+        key = "" if self.key_bytes is None else f" key={self.key!r}"
+        return f"<Message {self.id}{key} attempt={self.attempt} {len(self.body)} bytes>"
 
     @property
     def value(self) -> Any:

@@ -73,7 +73,8 @@ class Settings(msgspec.Struct, kw_only=True):
     ack: AckMode = "auto"
     exactly_once: bool = False
     retry_through_topic: bool = False
-    stop_app: Callable[[], None] = lambda: None
+    stop_app: Callable[[], None]
+    gave_up: Callable[[Message, BaseException], None] | None = None
 
 
 class Loop(Protocol):
@@ -277,6 +278,8 @@ class Settler:
             topic = dead_topic(message.topic) if route.dead_letter is True else route.dead_letter
             instead.append(dead_letter(message, topic, reason, error))
         await self._replace(message, instead)
+        if self.settings.gave_up is not None and not isinstance(error, (Signal, DecodeError)):
+            self.settings.gave_up(message, error)
 
     async def _replace(self, message: Message, sends: list[Outgoing]) -> None:
         """Send these in place of the message. While they are not taken it is not acknowledged: try on."""

@@ -149,6 +149,7 @@ class Worker:
             self._wake_lanes(1)
         elif ready and self._batch_timer is None:
             self._batch_timer = self.settings.clock.call_later(self.settings.batch.wait, self._end_batch)
+            self._tell_quiet()
 
     def _tell_who_waits(self) -> None:
         if self._revoking is not None:
@@ -188,9 +189,12 @@ class Worker:
         sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._sleepers.append(sleeper)
         self._make_room()
+        self._tell_quiet()
+        await sleeper
+
+    def _tell_quiet(self) -> None:
         if self.on_quiet is not None:
             self.on_quiet()
-        await sleeper
 
     def _wake_lanes(self, count: int) -> None:
         sleepers = self._sleepers
@@ -253,8 +257,7 @@ class Worker:
             self.settings.logger.error(
                 "%s could not acknowledge %d message(s), they will come again: %s", self.settings.name, len(done), error
             )
-        if self.on_quiet is not None:
-            self.on_quiet()
+        self._tell_quiet()
 
     async def commit(self, messages: Sequence[Message], sends: Sequence[Outgoing]) -> None:
         await self.subscription.commit(messages, sends)
@@ -273,8 +276,7 @@ class Worker:
     async def pause(self, delay: float) -> None:
         pause: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._pauses[pause] = self.settings.clock.call_later(delay, partial(_set, pause))
-        if self.on_quiet is not None:
-            self.on_quiet()
+        self._tell_quiet()
         try:
             await pause
         finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any, Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
@@ -38,6 +37,8 @@ def _loaded(scheme: str) -> FromUrl:
     if ours is not None:
         module, _, name = ours.partition(":")
         return getattr(import_module(module), name)  # type: ignore[no-any-return]  # ours are FromUrl
+    from importlib.metadata import entry_points  # costs more than the rest of this package to import
+
     for point in entry_points(group=ENTRY_POINTS, name=scheme):
         return point.load()  # type: ignore[no-any-return]  # what the entry point group asks for
     known = sorted({*_OURS, *(point.name for point in entry_points(group=ENTRY_POINTS))})

@@ -1,0 +1,1 @@
+"""What only operators see: logs, and later metrics and traces."""

@@ -1,0 +1,22 @@
+"""The pytest fixture that comes with the package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from ..app import App
+    from .app import SyncTestApp
+
+
+@pytest.fixture
+def test_app() -> Iterator[Callable[[App], SyncTestApp]]:
+    """Start an app in memory for a synchronous test: `t = test_app(app)`; it is stopped with the test."""
+    from .app import TestApp  # a plugin is imported by every pytest run: keep it light
+
+    with ExitStack() as started:
+        yield lambda app: started.enter_context(TestApp(app))
