@@ -114,7 +114,7 @@ def main() -> None:
     if (options.data / "complete").exists():
         console.print(f"{options.data} holds a run that is complete: starting afresh")
         shutil.rmtree(options.data)
-    configure_logging("ERROR")
+    configure_logging("CRITICAL")  # the header is a dead letter on purpose
     try:
         asyncio.run(demo(options.data, options.limit))
     except KeyboardInterrupt:

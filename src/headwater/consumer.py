@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 import msgspec
@@ -198,8 +198,10 @@ class Consumer:
         )
         return self._worker
 
-    async def _commit(self, messages: tuple[Message, ...], result: Any, sends: list[Outgoing]) -> None:
-        await self._worker.settler.commit(messages, result, sends)
+    async def _commit(
+        self, messages: tuple[Message, ...], result: Any, sends: list[Outgoing], failed: Mapping[int, BaseException]
+    ) -> None:
+        await self._worker.settler.commit(messages, result, sends, failed)
 
 
 def consumers_of(app: str, declared: Declared) -> list[Consumer]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -117,20 +117,19 @@ def exhausting(call: Call) -> Call:
     return call_to_the_end
 
 
-Commit = Callable[[tuple[Message, ...], Any, list[Outgoing]], Awaitable[None]]
+Commit = Callable[[tuple[Message, ...], Any, list[Outgoing], Mapping[int, BaseException]], Awaitable[None]]
 
 
 def transacting(call: Call, publishers: Sequence[Publisher], topics: Sequence[str], commit: Commit) -> Call:
     """The call, with its messages acknowledged and what it gave published in one transaction.
 
-    After a BatchError the members that did not fail are committed, with what was yielded before it.
+    What a batch handler yielded before a BatchError belongs to it; `commit` is told which members failed.
     """
 
     async def call_and_commit(work: Any) -> Any:
-        messages = work if isinstance(work, tuple) else (work,)
-        message = None if isinstance(work, tuple) else work
+        messages, message = (work, None) if isinstance(work, tuple) else ((work,), work)
         items: list[Any] = []
-        failure: BatchError | None = None
+        failed: Mapping[int, BaseException] = {}
         try:
             result = await call(work)
             if isinstance(result, AsyncIterator):
@@ -139,13 +138,10 @@ def transacting(call: Call, publishers: Sequence[Publisher], topics: Sequence[st
             else:
                 items.append(result)
         except BatchError as error:
-            failure = error
-            messages = tuple(one for index, one in enumerate(messages) if index not in error.failed)
+            failed = error.failed
         sends = [outgoing for item in items for outgoing in to_publish(item, message, publishers, topics)]
         first = items[0] if items else None
-        await commit(messages, first, sends)
-        if failure is not None:
-            raise failure
+        await commit(messages, first, sends, failed)
         return first
 
     return call_and_commit

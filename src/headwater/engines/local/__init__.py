@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import TypedDict, Unpack
 from urllib.parse import SplitResult
 
+from ...broker import Broker, BrokerOptions
 from ...log.journal import Durability
 from .. import path_of, read_options
 from .engine import LocalEngine
 
-__all__ = ["LocalEngine", "LocalOptions", "from_url"]
+__all__ = ["LocalBroker", "LocalEngine", "LocalOptions", "from_url"]
 
 
 class LocalOptions(TypedDict, total=False):
@@ -30,3 +32,13 @@ def from_url(parts: SplitResult, query: Mapping[str, str]) -> LocalEngine:
     """The engine of `local://DIR?durability=process`. Raises ConfigurationError for an option it lacks."""
     options: LocalOptions = read_options(LocalOptions, query, "local")
     return LocalEngine(path_of(parts), **options)
+
+
+class LocalBroker(Broker):
+    """A broker on the embedded log in the directory `path`; options as for `LocalEngine`."""
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, broker: BrokerOptions | None = None, **options: Unpack[LocalOptions]
+    ) -> None:
+        super().__init__(**(broker or {}))
+        self.replace_engine(LocalEngine(path, **options), f"local://{os.fspath(path)}")
