@@ -80,7 +80,7 @@ async def test_a_stopped_member_loses_its_partitions_and_wakes_up_as_a_harmless_
             messages = await take(member, 20, ack=True)
             while partitions(changes, Assigned) != {0, 1}:
                 messages += await member.receive(100, 0.1)
-            messages += [m for m in await member.receive(100, 0.3)]
+            messages += await member.receive(100, 0.3)
             done = len({(m.partition, m.offset) for m in messages})
             await member.ack(messages)
             assert done >= 39 - 20 + 1
