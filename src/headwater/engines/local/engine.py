@@ -255,6 +255,7 @@ class LocalEngine:
         With durability "process" a small send is done at once; else the result is to be awaited. The receipt
         of a delayed message has no partition and no offset yet.
         """
+        store = self.store
         if not messages:
             return ()
         try:
@@ -268,7 +269,7 @@ class LocalEngine:
         except UnknownTopicsError as unknown:
             return self._send_to_new_topics(messages, unknown.topics)
         if (len(messages) == 1 and len(messages[0].body) <= LARGE) or _size(parcels) <= LARGE:
-            return self._append(messages, parcels)
+            return self._append(store, messages, parcels)
         return self._append_in_thread(messages, parcels)
 
     async def _send_to_new_topics(self, messages: Sequence[Outgoing], topics: set[str]) -> Sequence[Receipt]:
@@ -281,9 +282,9 @@ class LocalEngine:
         return await receipts if isinstance(receipts, Awaitable) else receipts
 
     def _append(
-        self, messages: Sequence[Outgoing], parcels: list[Parcel]
+        self, store: Store, messages: Sequence[Outgoing], parcels: list[Parcel]
     ) -> Sequence[Receipt] | Awaitable[Sequence[Receipt]]:
-        committed = self.store.append([parcel.run for parcel in parcels])
+        committed = store.append([parcel.run for parcel in parcels])
         receipts = receipts_of(messages, parcels, committed)
         if self._syncer is not None:
             return self._syncer.durable(committed.end, streams_of(parcels), receipts)
