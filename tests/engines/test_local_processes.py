@@ -251,10 +251,7 @@ async def delayed_over_kills(shop: Shop, kills: int, count: int) -> None:
     delays = [random.uniform(0.05, 0.3 * kills) for _ in range(count)]
     with Peer("consume", shop.path, group="waits"):  # somebody else may be elected first
         await shop.send(
-            *(
-                Outgoing(None, "orders", key=str(n), body=str(n).encode(), delay=delay)
-                for n, delay in enumerate(delays)
-            )
+            *(Outgoing(None, "orders", key=str(n), body=str(n).encode(), delay=delay) for n, delay in enumerate(delays))
         )
     await shop.engine.close()
     for _ in range(kills):

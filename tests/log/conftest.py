@@ -51,9 +51,7 @@ def values(store: Store, stream: int) -> list[bytes]:
     return [record.value for record in everything(store, stream)]
 
 
-def fill(
-    store: Store, stream: int, count: int, size: int = 100, batch: int = 10, start: int = 0
-) -> list[bytes]:
+def fill(store: Store, stream: int, count: int, size: int = 100, batch: int = 10, start: int = 0) -> list[bytes]:
     """Append `count` distinct values in frames of `batch`."""
     made = [b"%08d" % (start + i) * (size // 8) for i in range(count)]
     for low in range(0, count, batch):

@@ -89,9 +89,7 @@ def test_an_eternal_topic_does_not_pin_expired_data_of_another(opened: Opener, d
     assert check(directory).healthy
 
 
-def test_cleaning_again_and_again_joins_small_segments_and_then_rests(
-    opened: Opener, directory: Path
-) -> None:
+def test_cleaning_again_and_again_joins_small_segments_and_then_rests(opened: Opener, directory: Path) -> None:
     store = opened()
     eternal = store.create_topic("eternal", 1).streams[0]
     expiring = store.create_topic("expiring", 1, retention_bytes=10_000).streams[0]

@@ -89,9 +89,7 @@ def test_writers_killed_at_any_moment_lose_nothing_acknowledged(
 
 @pytest.mark.soak
 @pytest.mark.parametrize("durability", ["fsync", "process"])
-def test_writers_killed_hundreds_of_times_lose_nothing(
-    opened: Opener, directory: Path, durability: str
-) -> None:
+def test_writers_killed_hundreds_of_times_lose_nothing(opened: Opener, directory: Path, durability: str) -> None:
     opened().create_topic("orders", 2)
     _kill_writers(directory, 200, durability, random.randrange(1 << 30))
 
@@ -102,12 +100,7 @@ def test_two_processes_that_write_at_once_share_dense_offsets(opened: Opener, di
 
     def write(name: bytes, done: "multiprocessing.Queue[list[int]]") -> None:
         with Store.open(directory, durability="process", segment_bytes=1 << 16) as own:
-            done.put(
-                [
-                    own.append([Run(stream, [None], [b""], [b"%s-%d" % (name, i)])]).bases[0]
-                    for i in range(2000)
-                ]
-            )
+            done.put([own.append([Run(stream, [None], [b""], [b"%s-%d" % (name, i)])]).bases[0] for i in range(2000)])
 
     context = multiprocessing.get_context("fork")
     done: multiprocessing.Queue[list[int]] = context.Queue()
@@ -201,9 +194,7 @@ def test_a_death_at_any_step_of_making_a_store_leaves_a_place_for_one(directory:
     assert step > 8
 
 
-def test_a_death_at_any_step_of_changing_topics_leaves_the_old_or_the_new(
-    opened: Opener, directory: Path
-) -> None:
+def test_a_death_at_any_step_of_changing_topics_leaves_the_old_or_the_new(opened: Opener, directory: Path) -> None:
     store = opened()
     kept = store.create_topic("kept", 1).streams[0]
     put(store, kept, b"v")

@@ -120,11 +120,7 @@ def _flip_often(directory: Path, rounds: int, seed: int) -> None:
         shutil.copytree(whole, directory)
         segments = [name.path for name in list_segments(directory)]
         path = chance.choice([*segments, *segments, directory / control.NAME, directory / CATALOG])
-        size = (
-            min(path.stat().st_size, 8 * (control.HEADS + 32))
-            if path.name == control.NAME
-            else path.stat().st_size
-        )
+        size = min(path.stat().st_size, 8 * (control.HEADS + 32)) if path.name == control.NAME else path.stat().st_size
         if path == segments[-1]:
             with Store.open(directory) as store:
                 size = min(size, store.end & control.LOW)
@@ -159,9 +155,7 @@ def test_damage_is_named_with_segment_position_topic_and_offsets(directory: Path
             store.read(topic, offset, 1)
     (damage,) = check(directory).damages
     assert damage.file == path.name
-    assert [(loss.topic, loss.first, loss.end) for loss in damage.losses] == [
-        ("invoices", offset, offset + 3)
-    ]
+    assert [(loss.topic, loss.first, loss.end) for loss in damage.losses] == [("invoices", offset, offset + 3)]
 
 
 def test_checking_changes_nothing(directory: Path) -> None:

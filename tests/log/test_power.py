@@ -66,10 +66,7 @@ def _cut_often(directory: Path, rounds: int, seed: int) -> None:
     for turn in range(rounds):
         store = Store.open(directory, segment_bytes=1 << 14, boot=boot)
         for i in range(chance.randrange(1, 60)):
-            batch = [
-                b"%d-%d-%d-" % (turn, i, j) + b"x" * chance.randrange(200)
-                for j in range(chance.randrange(1, 20))
-            ]
+            batch = [b"%d-%d-%d-" % (turn, i, j) + b"x" * chance.randrange(200) for j in range(chance.randrange(1, 20))]
             count = len(batch)
             done = store.append([Run(s, [None] * count, [b""] * count, batch) for s in (first, second)])
             if chance.random() < 0.3:
@@ -96,9 +93,7 @@ def test_nothing_acknowledged_is_lost_in_hundreds_of_power_cuts(directory: Path)
     _cut_often(directory, 400, random.randrange(1 << 30))
 
 
-def test_a_frame_torn_at_any_byte_is_cut_off_and_those_before_it_stay(
-    opened: Opener, directory: Path
-) -> None:
+def test_a_frame_torn_at_any_byte_is_cut_off_and_those_before_it_stay(opened: Opener, directory: Path) -> None:
     store = opened()
     stream = store.create_topic("orders", 1).streams[0]
     put(store, stream, b"kept")
@@ -168,9 +163,7 @@ def test_cursors_are_applied_again_after_a_power_cut(opened: Opener, directory: 
     fill(store, stream, 200)
     store.close()
     seen: list[int] = []
-    Store.open(
-        directory, boot=ANOTHER, apply_cursors=lambda cursors, _: seen.extend(c.next for c in cursors)
-    ).close()
+    Store.open(directory, boot=ANOTHER, apply_cursors=lambda cursors, _: seen.extend(c.next for c in cursors)).close()
     assert seen[-3:] == [3, 4, 5]
 
 

@@ -37,9 +37,7 @@ def test_a_frame_over_several_streams_gives_each_its_own_offsets(opened: Opener)
     done = store.append([Run(s, [None], [b""], [b"%d" % s]) for s in (third, first, second)])
     store.sync(done.end)
     assert list(done.bases) == [0, 0, 1]
-    assert [values(store, s)[-1] for s in (third, first, second)] == [
-        b"%d" % s for s in (third, first, second)
-    ]
+    assert [values(store, s)[-1] for s in (third, first, second)] == [b"%d" % s for s in (third, first, second)]
 
 
 def test_nothing_is_seen_before_it_is_on_disk(opened: Opener) -> None:

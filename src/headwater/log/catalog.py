@@ -100,9 +100,7 @@ class Catalog:
         """Set how long a topic keeps messages. Raises TopicNotFoundError."""
         self._replace(
             name,
-            lambda topic: msgspec.structs.replace(
-                topic, retention=retention, retention_bytes=retention_bytes
-            ),
+            lambda topic: msgspec.structs.replace(topic, retention=retention, retention_bytes=retention_bytes),
         )
         return self.topic(name)
 
@@ -137,9 +135,7 @@ class Catalog:
             return topic if later == topic.starts else msgspec.structs.replace(topic, starts=later)
 
         if starts:
-            self.change(
-                lambda content: msgspec.structs.replace(content, topics=tuple(map(moved, content.topics)))
-            )
+            self.change(lambda content: msgspec.structs.replace(content, topics=tuple(map(moved, content.topics))))
 
     def change(self, change: Callable[[Content], Content]) -> None:
         """Replace the catalog by what `change` makes of it, for all processes at once, and for good."""
@@ -186,9 +182,7 @@ def read_catalog(path: Path) -> Content:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise StoreCorruptError(
-            path.parent, NAME, 0, "the topics' names and settings: the file is missing"
-        ) from None
+        raise StoreCorruptError(path.parent, NAME, 0, "the topics' names and settings: the file is missing") from None
     good, position = read_copies(data)
     if position is not None:
         what = "the other copy is whole" if good else "both copies"
@@ -211,11 +205,7 @@ def decode_catalog(path: Path, body: bytes, version: int) -> Content:
 def read_copies(data: bytes) -> tuple[tuple[bytes, int] | None, int | None]:
     """The first whole copy and its format, or None; and where the first damage is, or None."""
     half = len(data) // 2
-    damage = (
-        None
-        if data[:half] == data[half:]
-        else next((i for i in range(half) if data[i] != data[half + i]), half)
-    )
+    damage = None if data[:half] == data[half:] else next((i for i in range(half) if data[i] != data[half + i]), half)
     for copy, at in ((data[:half], 0), (data[half:], half)):
         head, _, body = copy.partition(b"\n")
         try:
@@ -267,8 +257,6 @@ def _with_created(content: Content, wanted: Sequence[TopicWanted]) -> Content:
             streams = tuple(range(free, free + topic.partitions))
             free += topic.partitions
             topics.append(
-                TopicEntry(
-                    topic.name, streams, (0,) * topic.partitions, topic.retention, topic.retention_bytes
-                )
+                TopicEntry(topic.name, streams, (0,) * topic.partitions, topic.retention, topic.retention_bytes)
             )
     return msgspec.structs.replace(content, free=free, topics=tuple(topics))

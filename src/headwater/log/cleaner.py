@@ -228,9 +228,7 @@ class Copy:
         position = self._written + self._buffered
         previous = [self._tails.get(run.stream, 0) for run in runs]
         bases = [run.base for run in runs]
-        meta = frames.stamp(
-            draft, self._segment, position, bases, previous, header.time, header.number, header.durable
-        )
+        meta = frames.stamp(draft, self._segment, position, bases, previous, header.time, header.number, header.durable)
         for run, size in zip(runs, sizes, strict=True):
             self._tails[run.stream] = position
             before = self._ends[run.stream][1] if run.stream in self._ends else self._begin(run.stream)

@@ -119,9 +119,7 @@ def explain(path: Path, doing: str, error: OSError) -> StoreError:
     if error.errno in (errno.EACCES, errno.EPERM):
         return StoreError(path, f"no permission to {doing}: make it writable for this user")
     if error.errno == errno.EROFS:
-        return StoreError(
-            path, f"cannot {doing}: the filesystem is read-only; mount it writable or name another path"
-        )
+        return StoreError(path, f"cannot {doing}: the filesystem is read-only; mount it writable or name another path")
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return StoreError(path, f"cannot {doing}: there is a file in the way; name another path")
     return StoreError(path, f"cannot {doing}: {error.strerror}")

@@ -153,13 +153,9 @@ def encode(runs: Sequence[Run], cursors: Sequence[CursorCommit] = ()) -> Draft:
         bodies.append(body)
         at += size
     if at > MAX_FRAME:
-        raise ValueError(
-            f"one commit of {at} bytes is over the limit of {MAX_FRAME}: publish in smaller batches"
-        )
+        raise ValueError(f"one commit of {at} bytes is over the limit of {MAX_FRAME}: publish in smaller batches")
     body = bodies[0] if len(bodies) == 1 else b"".join(bodies)
-    return Draft(
-        streams, counts, starts, sizes, crcs, columns, body, cursors, cursor_bytes, meta_length, at, order
-    )
+    return Draft(streams, counts, starts, sizes, crcs, columns, body, cursors, cursor_bytes, meta_length, at, order)
 
 
 def _sorted(runs: Sequence[Run]) -> tuple[Sequence[Run], Sequence[int]]:
@@ -186,15 +182,11 @@ def stamp(
     """The meta of a draft that found its place; its body follows as it is."""
     runs, cursors = len(bases), len(draft.cursors)
     fixed = draft.meta_length, draft.length, segment, position, runs, cursors, time, number, durable
-    table = zip(
-        draft.streams, draft.counts, bases, previous, draft.starts, draft.crcs, draft.columns, strict=True
-    )
+    table = zip(draft.streams, draft.counts, bases, previous, draft.starts, draft.crcs, draft.columns, strict=True)
     if runs == 1 and not cursors:
         checked = _CHECKED_AND_RUN.pack(*fixed, *next(table))
     else:
-        checked = b"".join(
-            (_CHECKED.pack(*fixed), *(RUN.pack(*entry) for entry in table), draft.cursor_bytes)
-        )
+        checked = b"".join((_CHECKED.pack(*fixed), *(RUN.pack(*entry) for entry in table), draft.cursor_bytes))
     return _UNCHECKED.pack(MAGIC, crc32(checked)) + checked
 
 
@@ -207,15 +199,11 @@ def encode_cursors(cursors: Sequence[CursorCommit]) -> bytes:
     return b"".join(parts)
 
 
-def encode_body(
-    keys: Sequence[bytes | None], headers: Sequence[bytes], values: Sequence[bytes]
-) -> tuple[int, bytes]:
+def encode_body(keys: Sequence[bytes | None], headers: Sequence[bytes], values: Sequence[bytes]) -> tuple[int, bytes]:
     """A run's body, and how its columns are written. Raises ValueError for columns of unequal length."""
     count = len(values)
     if not count or len(keys) != count or len(headers) != count:
-        raise ValueError(
-            f"a run needs columns of one length: {len(keys)} keys, {len(headers)} headers, {count} values"
-        )
+        raise ValueError(f"a run needs columns of one length: {len(keys)} keys, {len(headers)} headers, {count} values")
     kinds = 0
     lengths: list[bytes] = []
     present: list[bytes] = []
@@ -294,9 +282,7 @@ def read_header(buffer: bytes, at: int, segment: int, position: int) -> Header:
     if header.magic != MAGIC:
         raise BadFrameError(position, "no frame begins here")
     if header.segment != segment or header.position != position:
-        raise BadFrameError(
-            position, f"a frame of segment {header.segment}, byte {header.position} lies here"
-        )
+        raise BadFrameError(position, f"a frame of segment {header.segment}, byte {header.position} lies here")
     least = HEADER.size + RUN.size * header.runs + CURSOR.size * header.cursors
     if not least <= header.meta_length <= header.length <= MAX_FRAME:
         raise BadFrameError(position, "a frame's lengths contradict each other")

@@ -109,9 +109,7 @@ class Journal:
             self._write(segment, position, meta, draft)
             behind = end + draft.length
             self.control.commit(number, behind, end, now)
-            self._apply(
-                zip(draft.streams, draft.counts, bases, draft.sizes, strict=True), end, number, draft.cursors
-            )
+            self._apply(zip(draft.streams, draft.counts, bases, draft.sizes, strict=True), end, number, draft.cursors)
             if self._process_only:
                 words[ctl.VISIBLE] = seal(behind)
         if draft.order is not None:
@@ -288,9 +286,7 @@ class Journal:
             self.settle()
             _, end, frame, _ = self.control.state()
             alive = (
-                stream
-                for stream, following in self._in_active(end >> 32)
-                if following > starts.get(stream, following)
+                stream for stream, following in self._in_active(end >> 32) if following > starts.get(stream, following)
             )
             if not frame or next(alive, None) is not None:
                 return False

@@ -51,9 +51,7 @@ class _Index:
 class Reader:
     """Reads streams of one store, up to what readers may see. Safe for several threads."""
 
-    def __init__(
-        self, directory: Path, control: Control, describe: Callable[[int, int, int | None], str]
-    ) -> None:
+    def __init__(self, directory: Path, control: Control, describe: Callable[[int, int, int | None], str]) -> None:
         self._directory, self._control, self._describe = directory, control, describe
         self._lock = threading.Lock()
         self._names: list[SegmentName] = []
@@ -164,9 +162,7 @@ class Reader:
                     return look()
                 except _MovedError:
                     self._seen = -1
-        raise StoreError(
-            self._directory, "segments vanish while they are read: is something else deleting files here?"
-        )
+        raise StoreError(self._directory, "segments vanish while they are read: is something else deleting files here?")
 
     def _decode(self, number: int, index: _Index, i: int, stream: int, offset: int, limit: int) -> Chunk:
         position = self._names[number].first << 32 | index.positions[i]

@@ -56,9 +56,7 @@ class Tally:
         return found
 
 
-def expired(
-    topics: Iterable[TopicEntry], tally: Tally, reader: Reader, control: Control, now: float
-) -> dict[int, int]:
+def expired(topics: Iterable[TopicEntry], tally: Tally, reader: Reader, control: Control, now: float) -> dict[int, int]:
     """Where the streams of topics with a retention begin now: stream → first offset that has not expired.
 
     Only streams whose beginning moves are told. `now` is in seconds since the epoch.

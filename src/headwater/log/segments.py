@@ -237,9 +237,7 @@ class Segment:
         at = _FOOTER.size
         tails = array("I")
         tails.frombytes(data[at : at + 4 * count])
-        return Footer(
-            segment, time, number, tails, Snapshot.from_bytes(data, at + 4 * count, count), position
-        )
+        return Footer(segment, time, number, tails, Snapshot.from_bytes(data, at + 4 * count, count), position)
 
     def frame(self, position: int, limit: int) -> tuple[bytes, int, Header]:
         """The frame at this byte: a buffer that holds its meta, where it begins in there, its header.

@@ -213,9 +213,7 @@ class Store:
         return [
             Record(offset, chunk.time, key, headers, value)
             for chunk in self.read_columns(stream, offset, limit, max_bytes)
-            for offset, key, headers, value in zip(
-                chunk.offsets, chunk.keys, chunk.headers, chunk.values, strict=True
-            )
+            for offset, key, headers, value in zip(chunk.offsets, chunk.keys, chunk.headers, chunk.values, strict=True)
         ]
 
     def earliest(self, stream: int) -> int:
@@ -313,9 +311,7 @@ class Store:
     def _describe(self, stream: int, first: int, end: int | None) -> str:
         place = self._catalog.place(stream)
         where = f"{place[0]!r}[{place[1]}]" if place else f"stream {stream}"
-        return (
-            f"{where} offsets {first} to {end - 1}" if end is not None else f"{where} from offset {first} on"
-        )
+        return f"{where} offsets {first} to {end - 1}" if end is not None else f"{where} from offset {first} on"
 
 
 class _Gone:

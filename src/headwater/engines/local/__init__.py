@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TypedDict, Unpack
-from urllib.parse import SplitResult, quote
+from typing import Any, TypedDict, Unpack
+from urllib.parse import SplitResult
 
 from ...broker import Broker, BrokerOptions
 from ...log.journal import Durability
@@ -39,12 +39,10 @@ def from_url(parts: SplitResult, query: Mapping[str, str]) -> LocalEngine:
 
 
 class LocalBroker(Broker):
-    """A broker on a directory of this machine; `LocalEngine` says what its own options mean."""
+    """A broker on the embedded log in the directory `path`; `LocalEngine` says what its own options mean."""
 
     def __init__(self, path: str | os.PathLike[str], **options: Unpack[_Options]) -> None:
-        own: LocalOptions = {name: options.pop(name) for name in LocalOptions.__annotations__ if name in options}  # type: ignore[misc, assignment]  # the names are its own
-        self._engine_of_path = LocalEngine(path, **own)
-        super().__init__(f"local://{quote(os.fspath(path))}", **options)  # type: ignore[misc]  # what is left is the broker's
-
-    def _open(self, url: str) -> LocalEngine:
-        return self._engine_of_path
+        own: Any = {name: value for name, value in options.items() if name in LocalOptions.__annotations__}
+        others: Any = {name: value for name, value in options.items() if name not in own}
+        super().__init__(**others)
+        self.replace_engine(LocalEngine(path, **own), f"local://{os.fspath(path)}")
