@@ -17,7 +17,6 @@ HeadwaterError
 ├── BatchError                    some members of a batch failed      .failed
 ├── TopicNotFoundError            .topic
 ├── GroupNotFoundError            .group
-├── GroupActiveError              a group with live members           .group .members
 ├── PartitionLostError            another member has it now           .topic .partition .group
 ├── OffsetOutOfRangeError         .topic .partition .offset .earliest .latest
 ├── StoreError                    the embedded log                    .path
@@ -171,16 +170,6 @@ class GroupNotFoundError(HeadwaterError):
         where = f" on topic {topic!r}" if topic else ""
         super().__init__(f"there is no group {group!r}{where}; see `headwater groups list`")
         self.group, self.topic = group, topic
-
-
-class GroupActiveError(HeadwaterError):
-    """What was asked needs a group without live members: they would undo it."""
-
-    def __init__(self, group: str, members: Sequence[str]) -> None:
-        super().__init__(
-            f"group {group!r} has live members ({', '.join(members)}): stop them first, then do this again"
-        )
-        self.group, self.members = group, members
 
 
 class PartitionLostError(HeadwaterError):

@@ -57,11 +57,11 @@ class Shop:
 async def take(subscription: Subscription, count: int, *, ack: bool = False, limit: int = 1000) -> list[Message]:
     """Exactly this many messages, within some seconds."""
     found: list[Message] = []
-    for _ in range(400):
-        if len(found) >= count:
-            break
+    quiet = 0
+    while len(found) < count and quiet < 200:
         messages = await subscription.receive(min(limit, count - len(found)), 0.05)
         found += messages
+        quiet = 0 if messages else quiet + 1
         if ack and messages:
             await subscription.ack(messages)
     assert len(found) == count, f"{len(found)} of {count} messages came"

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from headwater.engine import Assigned, Change, Source
 from headwater.engines.local import LocalEngine
+from headwater.errors import PartitionLostError
 from headwater.message import Outgoing
 
 
@@ -71,7 +72,7 @@ class Peer:
 
 
 def say(*words: object) -> None:
-    print(*words, flush=True)
+    print(*words, flush=True)  # noqa: T201 - this is how it speaks
 
 
 async def tell(change: Change) -> None:
@@ -138,8 +139,11 @@ async def transact(engine: LocalEngine, options: dict[str, Any]) -> None:
                 by_partition.setdefault(message.partition, []).append(message)
             for messages in by_partition.values():
                 bills = [Outgoing(None, "bills", key=m.key_bytes, body=m.body) for m in messages]
-                await subscription.commit(messages, bills)
-                say("committed", len(messages))
+                try:
+                    await subscription.commit(messages, bills)
+                    say("committed", len(messages))
+                except PartitionLostError:
+                    say("refused", len(messages))
                 await asyncio.sleep(0)
 
 

@@ -80,7 +80,7 @@ async def test_a_stopped_member_loses_its_partitions_and_wakes_up_as_a_harmless_
             messages = await take(member, 20, ack=True)
             while partitions(changes, Assigned) != {0, 1}:
                 messages += await member.receive(100, 0.1)
-            messages += [m for m in await member.receive(100, 0.3)]
+            messages += await member.receive(100, 0.3)
             done = len({(m.partition, m.offset) for m in messages})
             await member.ack(messages)
             assert done >= 39 - 20 + 1
@@ -191,6 +191,49 @@ async def exactly_once(open_shop: OpenShop, durability: str, kills: int, count: 
             while (await shop.admin.lag("biller", "orders")).total:
                 await asyncio.sleep(0.01)
             assert not await reader.receive(10, 0.3)
+
+
+async def test_a_zombie_commits_nothing_twice(open_shop: OpenShop) -> None:
+    await zombies(open_shop, rounds=1, count=2000)
+
+
+@pytest.mark.soak
+async def test_many_zombies_commit_nothing_twice(open_shop: OpenShop) -> None:
+    await zombies(open_shop, rounds=12, count=60_000)
+
+
+async def zombies(open_shop: OpenShop, rounds: int, count: int) -> None:
+    shop = await open_shop(lease=2.0)
+    await shop.admin.create_topic("orders", 4, None, None, ())
+    await shop.admin.create_topic("bills", 1, None, None, ())
+    for n in range(0, count, 100):
+        await shop.send(*(Outgoing(None, "orders", key=str(i), body=b"%d" % i) for i in range(n, n + 100)))
+    with Peer("transact", shop.path, lease=2.0) as one, Peer("transact", shop.path, lease=2.0) as two:
+        await one.saying("committed")
+        await two.saying("assigned")
+        readers = [asyncio.create_task(asyncio.to_thread(peer.rest)) for peer in (one, two)]
+        for turn in range(rounds):
+            zombie = (one, two)[turn % 2]
+            await asyncio.sleep(random.random() * 0.05)
+            zombie.signal(signal.SIGSTOP)
+            while sum(1 for m in await members(shop) if m) > 1:
+                await asyncio.sleep(0.05)
+            zombie.signal(signal.SIGCONT)
+            while len(await members(shop)) < 2:
+                await asyncio.sleep(0.05)
+        while (await shop.admin.lag("biller", "orders")).total:
+            await asyncio.sleep(0.05)
+        one.kill()
+        two.kill()
+        await asyncio.gather(*readers)
+    async with shop.reader("bills") as reader:
+        assert sorted(map(int, bodies(await take(reader, count)))) == list(range(count))
+        assert not await reader.receive(10, 0.1)
+
+
+async def members(shop: Shop) -> list[tuple[tuple[str, int], ...]]:
+    (group,) = await shop.admin.list_groups()
+    return [member.partitions for member in group.members]
 
 
 async def test_delayed_messages_survive_the_death_of_who_moves_them(shop: Shop) -> None:

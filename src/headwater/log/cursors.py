@@ -169,6 +169,12 @@ class CursorPage:
             raise self._damaged(f"the mark of offset {offset}", HEADER + offset % WINDOW)
         return number
 
+    def done_ahead(self, end: int) -> int:
+        """How many offsets past the watermark and below `end` are done."""
+        first = self.watermark
+        count = min(end, self._word(_SWEPT) + WINDOW) - first
+        return self._slice(first, count).count(_DONE) if count > 0 else 0
+
     def deliver(self, first: int, count: int) -> None:
         """Note that these fresh offsets are delivered, before anybody handles them: a first attempt begins."""
         if count == 1:

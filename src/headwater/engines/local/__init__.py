@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 from urllib.parse import SplitResult
 
 from ...broker import Broker, BrokerOptions
@@ -28,6 +28,10 @@ class LocalOptions(TypedDict, total=False):
     client: str
 
 
+class _Options(LocalOptions, BrokerOptions, total=False):
+    pass
+
+
 def from_url(parts: SplitResult, query: Mapping[str, str]) -> LocalEngine:
     """The engine of `local://DIR?durability=process`. Raises ConfigurationError for an option it lacks."""
     options: LocalOptions = read_options(LocalOptions, query, "local")
@@ -35,10 +39,10 @@ def from_url(parts: SplitResult, query: Mapping[str, str]) -> LocalEngine:
 
 
 class LocalBroker(Broker):
-    """A broker on the embedded log in the directory `path`; options as for `LocalEngine`."""
+    """A broker on the embedded log in the directory `path`; `LocalEngine` says what its own options mean."""
 
-    def __init__(
-        self, path: str | os.PathLike[str], *, broker: BrokerOptions | None = None, **options: Unpack[LocalOptions]
-    ) -> None:
-        super().__init__(**(broker or {}))
-        self.replace_engine(LocalEngine(path, **options), f"local://{os.fspath(path)}")
+    def __init__(self, path: str | os.PathLike[str], **options: Unpack[_Options]) -> None:
+        own: Any = {name: value for name, value in options.items() if name in LocalOptions.__annotations__}
+        others: Any = {name: value for name, value in options.items() if name not in own}
+        super().__init__(**others)
+        self.replace_engine(LocalEngine(path, **own), f"local://{os.fspath(path)}")

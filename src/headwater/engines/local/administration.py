@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ... import __version__
 from ...admin import (
+    OPERATIONS,
     ClusterInfo,
     GroupInfo,
     Health,
@@ -22,7 +23,6 @@ from ...admin import (
 )
 from ...errors import (
     ConfigurationError,
-    GroupActiveError,
     GroupNotFoundError,
     HeadwaterError,
     OffsetOutOfRangeError,
@@ -31,22 +31,12 @@ from ...errors import (
 from ...log.cursors import blank_page
 from ...log.groups import Group, Place, State, cursor_name, delete_group, group_names
 from ...log.store import Store, TopicEntry
-from ...topics import INTERNAL_PREFIX
+from ...topics import INTERNAL_PREFIX, is_internal
 
 if TYPE_CHECKING:
     from .engine import LocalEngine
 
 T = TypeVar("T")
-
-OPERATIONS: Final = frozenset(
-    {
-        "list_topics", "create_topic", "alter_topic", "delete_topic", "purge_topic",
-        "list_partitions", "add_partitions",
-        "list_groups", "lag", "set_offsets", "offsets_at", "delete_group",
-        "describe_cluster", "health",
-    }
-)  # fmt: skip
-
 
 class LocalAdmin:
     """Administration of one store. Everything is done in a thread: most of it waits for the disk."""
@@ -77,7 +67,7 @@ class LocalAdmin:
             None,
             None if topic.retention is None else timedelta(seconds=topic.retention),
             topic.retention_bytes,
-            topic.name.startswith(INTERNAL_PREFIX),
+            is_internal(topic.name),
         )
 
     async def create_topic(
@@ -180,14 +170,15 @@ class LocalAdmin:
         return Lag(name, tuple(lags))
 
     def _partition_lag(self, group: Group, at: tuple[str, int], place: Place) -> PartitionLag:
-        committed, latest = group.page(*at, place).watermark, self._store.latest(place.stream)
+        page, latest = group.page(*at, place), self._store.latest(place.stream)
+        committed = page.watermark
         due = max(committed, self._store.earliest(place.stream))
-        return PartitionLag(*at, committed, latest, max(0, latest - due))
+        return PartitionLag(*at, committed, latest, max(0, latest - due - page.done_ahead(latest)))
 
     async def set_offsets(self, group: str, topic: str, offsets: Mapping[int, int]) -> None:
         """Move a group that has no live member.
 
-        Raises GroupActiveError while it has one, GroupNotFoundError, TopicNotFoundError, and
+        Raises ConfigurationError while it has one, GroupNotFoundError, TopicNotFoundError, and
         OffsetOutOfRangeError for what is neither kept nor the next.
         """
         await asyncio.to_thread(self._set_offsets, group, topic, offsets)
@@ -227,7 +218,8 @@ class LocalAdmin:
     def _refuse_while_active(self, group: Group, state: State) -> None:
         living = group.living(state)
         if living:
-            raise GroupActiveError(group.name, [entry.client for entry in living])
+            names = ", ".join(entry.client for entry in living)
+            raise ConfigurationError(f"group {group.name!r} has live members ({names}): stop them, then try again")
 
     async def offsets_at(self, topic: str, moment: datetime) -> Mapping[int, int]:
         """Per partition, the first offset at or after this time (`latest` if there is none)."""
@@ -239,7 +231,7 @@ class LocalAdmin:
         )
 
     async def delete_group(self, group: str) -> None:
-        """Forget a group that has no live member. Raises GroupActiveError, GroupNotFoundError."""
+        """Forget a group that has no live member. Raises ConfigurationError, GroupNotFoundError."""
 
         def delete() -> None:
             with self._group(group) as opened, opened.changing() as state:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
-from ...log.control import boot_id
+from ...log import control
 from ...log.store import Store
 
 
 def this_boot() -> int:
     """A number that changes when the machine restarts, as cursors note it."""
-    return int.from_bytes(boot_id()[:5], "little")
+    return int.from_bytes(control.boot_id()[:5], "little")
 
 
 class StoreCatalogue:

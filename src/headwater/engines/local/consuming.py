@@ -9,7 +9,7 @@ from operator import attrgetter
 
 from ...errors import OffsetOutOfRangeError, PartitionLostError, TopicNotFoundError
 from ...log.alarm import Alarm
-from ...log.cursors import CursorPage
+from ...log.cursors import WINDOW, CursorPage
 from ...log.frames import Chunk, CursorCommit
 from ...log.members import Lease, Member
 from ...log.store import Store
@@ -108,26 +108,34 @@ class GroupSubscription:
         return found
 
     def _read(self, lease: Lease, limit: int, found: list[Message]) -> None:
+        have = len(found)
+        while self._read_once(lease, limit, found) and len(found) == have:
+            # All that was read is done already: go to what is not.
+            lease.position = lease.page.next_run(lease.position, WINDOW)[0]
+
+    def _read_once(self, lease: Lease, limit: int, found: list[Message]) -> bool:
+        """Deliver what comes next on a partition; False if there is nothing to read."""
         if lease.paused or not lease.live:
-            return
+            return False
         page, position = lease.page, lease.position
         room = page.limit - position
         if room <= 0:
             self._held_back = True
-            return
+            return False
         try:
             chunks = self._store.read_columns(lease.stream, position, min(limit, room), MAX_BYTES)
         except TopicNotFoundError:  # deleted: the member hears of it too, and gives the lease up
-            return
+            return False
         if not chunks:
-            return
+            return False
         if page.retired:  # taken over while this process was stopped; the member finds out in a moment
             lease.paused = True
-            return
+            return False
         for chunk in chunks:
             if chunk.base > lease.position:
                 page.advance(chunk.base)  # what lay before expired
             self._deliver(lease, chunk, found)
+        return lease.position > position
 
     def _deliver(self, lease: Lease, chunk: Chunk, found: list[Message]) -> None:
         page = lease.page

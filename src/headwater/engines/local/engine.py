@@ -14,7 +14,7 @@ from typing import Final
 from ...admin import EngineAdmin
 from ...clock import SYSTEM_CLOCK, Clock
 from ...engine import Ack, Capabilities, DeclareMode, OnChange, Source, Start, Subscription, Topic
-from ...errors import ConfigurationError, ConnectError, StoreError, TopicNameError, TopicNotFoundError
+from ...errors import ConfigurationError, NotConnectedError, StoreError, TopicNameError, TopicNotFoundError
 from ...log import groups
 from ...log.alarm import Alarm
 from ...log.bells import Bells
@@ -113,9 +113,9 @@ class LocalEngine:
 
     @property
     def store(self) -> Store:
-        """The open store. Raises ConnectError before `connect` and after `close`."""
+        """The open store. Raises NotConnectedError before `connect` and after `close`."""
         if self._store is None:
-            raise ConnectError(f"local://{self.path}", "not connected: use it between connect and close")
+            raise NotConnectedError(f"local://{self.path}")
         return self._store
 
     @property
@@ -128,11 +128,11 @@ class LocalEngine:
         return _WITH_GROUP if source.group is not None else _WITHOUT_GROUP
 
     def check_topic(self, name: str) -> None:
-        """Any text up to 255 bytes without control characters."""
-        if not name or len(name.encode()) > 255:
-            raise TopicNameError(name, "a name has 1 to 255 bytes")
-        if not name.isprintable():
-            raise TopicNameError(name, "it holds a character that does not print")
+        """Up to 255 bytes of text that prints, without braces and without blanks around it."""
+        if not name or "{" in name or "}" in name or name != name.strip():
+            raise TopicNameError(name, "a name is not empty, and has neither braces nor blanks around it")
+        if not name.isprintable() or len(name.encode()) > 255:
+            raise TopicNameError(name, "a name has up to 255 bytes, all of which print")
 
     async def connect(self) -> None:
         """Open the directory. Raises StoreNotFoundError, or what else is wrong with it. Idempotent."""
@@ -255,6 +255,7 @@ class LocalEngine:
         With durability "process" a small send is done at once; else the result is to be awaited. The receipt
         of a delayed message has no partition and no offset yet.
         """
+        store = self.store
         if not messages:
             return ()
         try:
@@ -268,7 +269,7 @@ class LocalEngine:
         except UnknownTopicsError as unknown:
             return self._send_to_new_topics(messages, unknown.topics)
         if (len(messages) == 1 and len(messages[0].body) <= LARGE) or _size(parcels) <= LARGE:
-            return self._append(messages, parcels)
+            return self._append(store, messages, parcels)
         return self._append_in_thread(messages, parcels)
 
     async def _send_to_new_topics(self, messages: Sequence[Outgoing], topics: set[str]) -> Sequence[Receipt]:
@@ -281,9 +282,9 @@ class LocalEngine:
         return await receipts if isinstance(receipts, Awaitable) else receipts
 
     def _append(
-        self, messages: Sequence[Outgoing], parcels: list[Parcel]
+        self, store: Store, messages: Sequence[Outgoing], parcels: list[Parcel]
     ) -> Sequence[Receipt] | Awaitable[Sequence[Receipt]]:
-        committed = self.store.append([parcel.run for parcel in parcels])
+        committed = store.append([parcel.run for parcel in parcels])
         receipts = receipts_of(messages, parcels, committed)
         if self._syncer is not None:
             return self._syncer.durable(committed.end, streams_of(parcels), receipts)

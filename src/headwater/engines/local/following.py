@@ -31,7 +31,7 @@ def start_offset(store: Store, start: Start, topic: str, partition: int, stream:
         return store.offset_at(stream, start.timestamp())
     if isinstance(start, Mapping):
         if partition not in start:
-            return store.latest(stream)
+            return store.earliest(stream)
         start = start[partition]
     if not isinstance(start, int):
         raise ConfigurationError(f"start={start!r}: give 'earliest', 'latest', an offset or an aware datetime")
