@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, starmap
 from struct import Struct, unpack_from
-from typing import Final, NamedTuple
+from typing import Final
 from zlib import crc32
 
 import msgspec
@@ -88,7 +88,7 @@ class BadFrameError(Exception):
         self.position, self.reason = position, reason
 
 
-class Header(NamedTuple):
+class Header(msgspec.Struct, gc=False):
     """The fixed part of a frame."""
 
     magic: int
@@ -104,7 +104,7 @@ class Header(NamedTuple):
     durable: int
 
 
-class RunEntry(NamedTuple):
+class RunEntry(msgspec.Struct, gc=False):
     """Where and what one run is. `start` counts from the frame's first byte."""
 
     stream: int
@@ -290,7 +290,7 @@ def read_header(buffer: bytes, at: int, segment: int, position: int) -> Header:
     """
     if at + HEADER.size > len(buffer):
         raise BadFrameError(position, "the file ends inside a frame's header")
-    header = Header._make(HEADER.unpack_from(buffer, at))
+    header = Header(*HEADER.unpack_from(buffer, at))
     if header.magic != MAGIC:
         raise BadFrameError(position, "no frame begins here")
     if header.segment != segment or header.position != position:
@@ -314,13 +314,13 @@ def verify_meta(buffer: bytes, at: int, header: Header) -> None:
 
 def read_run(buffer: bytes, at: int, index: int) -> RunEntry:
     """An entry of the run table of the frame at `at`."""
-    return RunEntry._make(RUN.unpack_from(buffer, at + HEADER.size + RUN.size * index))
+    return RunEntry(*RUN.unpack_from(buffer, at + HEADER.size + RUN.size * index))
 
 
 def read_runs(buffer: bytes, at: int, header: Header) -> Iterator[RunEntry]:
     """The whole run table."""
     first = at + HEADER.size
-    return map(RunEntry._make, RUN.iter_unpack(buffer[first : first + RUN.size * header.runs]))
+    return starmap(RunEntry, RUN.iter_unpack(buffer[first : first + RUN.size * header.runs]))
 
 
 def run_end(buffer: bytes, at: int, header: Header, index: int) -> int:

@@ -272,7 +272,7 @@ def _look_at_frame(
     for index, run in enumerate(frames.read_runs(buffer, at, header)):
         survey.arrive(file, run.stream, run.base)
         try:
-            segment.body(buffer, at, header, index, header.position + header.length)
+            segment.body(buffer, at, header, run, index, header.position + header.length)
             survey.records += run.records
         except BadFrameError as error:
             part.whole = False
