@@ -185,16 +185,20 @@ def stamp(
 ) -> bytes:
     """The meta of a draft that found its place; its body follows as it is."""
     runs, cursors = len(bases), len(draft.cursors)
-    fixed = draft.meta_length, draft.length, segment, position, runs, cursors, time, number, durable
-    table = zip(
-        draft.streams, draft.counts, bases, previous, draft.starts, draft.crcs, draft.columns, strict=True
-    )
     if runs == 1 and not cursors:
-        checked = _CHECKED_AND_RUN.pack(*fixed, *next(table))
+        checked = _CHECKED_AND_RUN.pack(
+            draft.meta_length, draft.length, segment, position, 1, 0, time, number, durable,
+            draft.streams[0], draft.counts[0], bases[0], previous[0], draft.starts[0], draft.crcs[0],
+            draft.columns[0],
+        )  # fmt: skip
     else:
-        checked = b"".join(
-            (_CHECKED.pack(*fixed), *(RUN.pack(*entry) for entry in table), draft.cursor_bytes)
+        fixed = _CHECKED.pack(
+            draft.meta_length, draft.length, segment, position, runs, cursors, time, number, durable
         )
+        table = map(
+            RUN.pack, draft.streams, draft.counts, bases, previous, draft.starts, draft.crcs, draft.columns
+        )
+        checked = b"".join((fixed, *table, draft.cursor_bytes))
     return _UNCHECKED.pack(MAGIC, crc32(checked)) + checked
 
 
@@ -237,6 +241,8 @@ def encode_body(
 
 
 def _lengths(items: Sequence[bytes]) -> tuple[int, bytes]:
+    if len(items) == 1 and len(items[0]) < 1 << 16:
+        return _SHORT, len(items[0]).to_bytes(2, "little")
     try:
         return _SHORT, array("H", map(len, items)).tobytes()
     except OverflowError:
