@@ -196,6 +196,8 @@ def test_a_half_written_segment_is_named_and_repaired(directory: Path) -> None:
 def test_a_missing_segment_is_reported(directory: Path, which: int) -> None:
     content = _make(directory)
     list_segments(directory)[which].path.unlink()
+    with pytest.raises(errors.StoreError, match=r"missing|active segment"):
+        _read_all(directory)
     report = check(directory)
     assert report.lost > 0
     repair(directory)
@@ -220,6 +222,29 @@ def test_a_catalog_beyond_help_gives_topics_the_names_of_their_streams(directory
     found = _read_all(directory)
     assert sorted(map(len, found.values())) == sorted(map(len, content.values()))
     assert all(name.startswith("recovered.") for name in found)
+
+
+def test_a_disk_that_refuses_to_sync_stops_the_store(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = _make(directory)
+    with Store.open(directory) as store:
+        stream = store.topic("orders").streams[0]
+
+        def refuse(fd: int) -> None:
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr("os.fdatasync", refuse)
+        with pytest.raises(errors.StoreError, match="refused an fsync"):
+            put(store, stream, b"unsure")
+        monkeypatch.undo()
+        with pytest.raises(errors.StoreError, match="repair"):
+            put(store, stream, b"later")
+        assert values(store, stream) == content["orders"]
+    with pytest.raises(errors.StoreError, match="repair"):
+        Store.open(directory)
+    repair(directory)
+    assert _read_all(directory)["orders"][: len(content["orders"])] == _expect(content)["orders"]
 
 
 def test_a_store_in_use_is_not_repaired(directory: Path) -> None:

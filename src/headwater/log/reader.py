@@ -22,7 +22,7 @@ from ..errors import StoreCorruptError, StoreError
 from . import control as ctl
 from . import frames
 from .control import HEAD, HEADS, LOW, RETIRED, Control, unseal
-from .directory import SegmentName, explain, explained, list_segments
+from .directory import SegmentName, explain, explained, list_segments, segment_path
 from .frames import BadFrameError, Chunk
 from .segments import Segment, SegmentHeader
 
@@ -52,9 +52,14 @@ class Reader:
     """Reads streams of one store, up to what readers may see. Safe for several threads."""
 
     def __init__(
-        self, directory: Path, control: Control, describe: Callable[[int, int, int | None], str]
+        self,
+        directory: Path,
+        control: Control,
+        describe: Callable[[int, int, int | None], str],
+        is_gone: Callable[[int, int, int], bool],
     ) -> None:
-        self._directory, self._control, self._describe = directory, control, describe
+        self._directory, self._control = directory, control
+        self._describe, self._is_gone = describe, is_gone
         self._lock = threading.Lock()
         self._names: list[SegmentName] = []
         self._firsts: list[int] = []
@@ -153,6 +158,8 @@ class Reader:
                         chunk = _decode(segment, position, stream, end)
                     except BadFrameError as error:
                         raise self._damaged_frame(number, error, stream, index, i) from error
+                if offset < chunk.base:
+                    self._check_gap(number, stream, offset, chunk.base)
                 if offset > chunk.base or limit < len(chunk.values):
                     chunk = self._part(stream, number, position, chunk, offset, limit)
                 chunks.append(chunk)
@@ -162,7 +169,16 @@ class Reader:
                 if limit <= 0 or max_bytes <= 0:
                     return chunks
             number = max(number + 1, self._holding(stream, offset, last))
+        if not chunks:
+            self._check_gap(last, stream, offset, self._latest(stream, visible))
         return chunks
+
+    def _check_gap(self, number: int, stream: int, first: int, end: int) -> None:
+        """Raise StoreCorruptError if offsets are not there and nobody knows why."""
+        if first < end and not self._is_gone(stream, first, end):
+            name = self._names[number].path.name
+            what = f"records before this are missing; {self._describe(stream, first, end)}"
+            raise StoreCorruptError(self._directory, name, 0, what)
 
     def _holding(self, stream: int, offset: int, last: int) -> int:
         """The only segment that can hold an offset of a stream: the last that began before it came."""
@@ -334,6 +350,9 @@ class Reader:
         with explained(self._directory, "list the segments"):
             names = list_segments(self._directory)
         active = self._control.end >> 32
+        if not any(name.first <= active <= name.last for name in names):
+            missing = segment_path(self._directory, active).name
+            raise StoreCorruptError(self._directory, missing, 0, "the active segment is missing")
         self._names = [name for name in names if name.first <= active]
         self._firsts = [name.first for name in self._names]
         same = {name.first: name.path for name in self._names}
