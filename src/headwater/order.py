@@ -71,62 +71,56 @@ class Unordered:
         return _drop(self.ready, partitions)
 
 
-class _Behind:
-    """What waits behind parked messages of one order key, until the last of those is over."""
-
-    def __init__(self, waiting: Iterable[Message]) -> None:
-        self.parked = set[Message]()
-        self.waiting = deque(waiting)
-
-
 class Sequential:
-    """One message, or one batch, at a time: order takes care of itself until one is parked."""
+    """One message at a time: order takes care of itself until one is parked."""
 
     def __init__(self, order: Callable[[Message], Hashable]) -> None:
         self.ready: deque[Message] = deque()
         self._order = order
-        self._held: dict[Hashable, _Behind] = {}  # by order key
+        self._retried: dict[Hashable, set[Message]] = {}  # by order key, those that were parked and are not settled
+        self._held: dict[Hashable, deque[Message]] = {}  # what waits behind them
 
     def add(self, messages: Iterable[Message]) -> None:
         if not self._held:
             self.ready.extend(messages)
             return
         for message in messages:
-            behind = self._held.get(self._order(message))
-            (self.ready if behind is None else behind.waiting).append(message)
+            self._held.get(self._order(message), self.ready).append(message)
 
     def settled(self, message: Message) -> None:
-        if self._held:
-            key = self._order(message)
-            behind = self._held.get(key)
-            if behind is not None:
-                behind.parked.discard(message)
-                if not behind.parked:
-                    self.ready.extendleft(reversed(self._held.pop(key).waiting))
+        if not self._retried:
+            return
+        key = self._order(message)
+        retried = self._retried.get(key)
+        if retried is not None:
+            retried.discard(message)
+            if not retried:
+                del self._retried[key]
+                self.ready.extendleft(reversed(self._held.pop(key)))
 
     def park(self, message: Message) -> None:
         key = self._order(message)
-        behind = self._held.get(key)
-        if behind is None:
-            behind = self._held[key] = _Behind(later for later in self.ready if self._order(later) == key)
-            if behind.waiting:
-                others = [later for later in self.ready if self._order(later) != key]
-                self.ready.clear()
-                self.ready.extend(others)
-        behind.parked.add(message)
+        if key in self._retried:
+            self._retried[key].add(message)
+            return
+        self._retried[key] = {message}
+        self._held[key] = deque(later for later in self.ready if self._order(later) == key)
+        if self._held[key]:
+            others = [later for later in self.ready if self._order(later) != key]
+            self.ready.clear()
+            self.ready.extend(others)
 
     def unpark(self, message: Message) -> None:
         self.ready.append(message)
 
     def __iter__(self) -> Iterator[Message]:
-        return chain(self.ready, *(behind.waiting for behind in self._held.values()))
+        return chain(self.ready, *self._held.values())
 
     def drop(self, partitions: Partitions) -> list[Message]:
-        gone = [_drop(behind.waiting, partitions) for behind in self._held.values()]
-        dropped = _drop(self.ready, partitions)
+        dropped = _drop(self.ready, partitions) + _drop_held(self._held, partitions)
         for message in dropped:
-            self.settled(message)  # it may have been parked before
-        return list(chain(dropped, *gone))
+            self.settled(message)
+        return dropped
 
 
 class Ordered:
@@ -171,10 +165,10 @@ class Ordered:
 
     def drop(self, partitions: Partitions) -> list[Message]:
         dropped = _drop(self.ready, partitions)
-        gone = [_drop(waiting, partitions) for waiting in self._chains.values() if waiting]
+        gone = _drop_held({key: waiting for key, waiting in self._chains.items() if waiting}, partitions)
         for message in dropped:
             self.settled(message)
-        return list(chain(dropped, *gone))
+        return dropped + gone
 
 
 def line_up(order_by: OrderBy | None, *, one_lane: bool, partitioned: bool) -> Lineup:
@@ -206,3 +200,7 @@ def _drop(queue: deque[Message], partitions: Partitions) -> list[Message]:
         queue.clear()
         queue.extend(kept)
     return dropped
+
+
+def _drop_held(held: dict[Hashable, deque[Message]], partitions: Partitions) -> list[Message]:
+    return [message for queue in held.values() for message in _drop(queue, partitions)]

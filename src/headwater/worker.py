@@ -183,6 +183,8 @@ class Worker:
             elif self.stopping:
                 return
             else:
+                if ready:  # too few for a batch: its wait begins, also for what had waited behind another
+                    self._more_is_ready()
                 await self._sleep()
 
     async def _sleep(self) -> None:
