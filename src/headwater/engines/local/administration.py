@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-
 class LocalAdmin:
     """Administration of one store. Everything is done in a thread: most of it waits for the disk."""
 
