@@ -25,7 +25,6 @@ from headwater import Broker, Outgoing, configure_logging
 
 BURST = 1000
 CARRIER = 9  # the field of a line that says who flies
-STEPS = {"departures": "flights", "flown (ledger)": "ledger", "flown (watch)": "watch"}
 
 console = Console()
 

@@ -93,11 +93,13 @@ async def parse_departures(lines: list[str]) -> AsyncIterator[Response]:
         raise BatchError(failed)
 
 
-@app.subscriber("flown", group="watch", start="earliest", concurrency=8, order_by="key")
+@app.subscriber("flown", group="watch", start="earliest", batch=Batch(1000, 0.2), exactly_once=True)
 @app.publisher("long-delays")
-async def watch_delays(flight: Flight) -> Flight | None:
+async def watch_delays(flights: list[Flight]) -> AsyncIterator[Response]:
     """Long delays are worth a message of their own."""
-    return flight if flight.departure_delay >= LONG_DELAY else None
+    for flight in flights:
+        if flight.departure_delay >= LONG_DELAY:
+            yield Response(flight, key=flight.tail)
 
 
 class Ledger:
