@@ -1,8 +1,7 @@
 """A group's state on disk: who its members are, who has which partition, and where each one's cursor is.
 
-The state is one small file, replaced atomically under the group's lock (see `terms`), with a generation that only
-grows.
-Every step here blocks for a moment (an fsync), so that the event loop leaves it to a thread.
+The state is one small file, replaced atomically under the group's lock (see `terms`), with a generation that
+only grows. Every step here blocks for a moment (an fsync), so that the event loop leaves it to a thread.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import msgspec
 
 from ..errors import (
     GroupNotFoundError,
-    StoreBusyError,
     StoreCorruptError,
     StoreError,
     StoreFullError,
@@ -32,7 +30,7 @@ from .assignment import Wanted, balanced
 from .cursors import CursorFile, CursorPage, blank_page
 from .frames import CursorCommit
 from .roster import LEASE, Entry, Roster
-from .terms import STATE, current_term, has_state, state_path
+from .terms import STATE, TermEndedError, current_term, has_state, state_path
 
 FOLDER: Final = "groups"
 _MEMBERS: Final = "members"
@@ -181,7 +179,10 @@ class Group:
         return read_state(self.folder, self.name)
 
     def save(self, state: State) -> None:
-        """Replace the state, on disk before this returns, and announce its generation."""
+        """Replace the state, on disk before this returns, and announce its generation.
+
+        Raises TermEndedError if others went on without this process, StoreFullError.
+        """
         state.generation += 1
         content = msgspec.json.encode(state)
         draft = self.folder / f"{self._term}.new"
@@ -197,7 +198,7 @@ class Group:
         unused = self._unused(state)
         # Listed before this look: if this term has ended, what a later one made is not in the list.
         if current_term(self.folder) != self._term:
-            raise StoreBusyError(self.folder, os.getpid(), LEASE)
+            raise TermEndedError(self.folder)
         self.roster.announce(state.generation)
         for path in unused:
             path.unlink(missing_ok=True)  # a former owner may still have it mapped, which harms nobody

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from ..errors import StoreBusyError
+from ..errors import StoreBusyError, StoreError
 from .locks import ByteLocks
 
 STATE: Final = "state."
@@ -42,6 +42,13 @@ def state_path(folder: Path, term: int) -> Path:
 def _number(name: str) -> int:
     number = name.removeprefix(STATE)
     return int(number) if number.isdecimal() else -1
+
+
+class TermEndedError(StoreError):
+    """This process was stopped while it held a group's lock, and others went on without it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, "this process stood still while it changed the group; nothing was changed: try again")
 
 
 class TermLock:
