@@ -225,6 +225,13 @@ class Store:
         self._start(stream)
         return self._reader.latest(stream)
 
+    def committed(self, stream: int) -> int:
+        """The offset that follows the last record, visible or not: below it there may be something to read.
+
+        One load, for those who look at many streams; a deleted topic's streams look endless.
+        """
+        return self._control.words[ctl.HEADS + ctl.HEAD * stream]
+
     def offset_at(self, stream: int, time: float) -> int:
         """The first kept offset whose record is of `time` (seconds) or later, else `latest`."""
         return max(self.earliest(stream), self._reader.offset_at(stream, time))
