@@ -91,7 +91,7 @@ def test_nothing_acknowledged_is_lost_in_a_power_cut(directory: Path) -> None:
 
 @pytest.mark.soak
 def test_nothing_acknowledged_is_lost_in_hundreds_of_power_cuts(directory: Path) -> None:
-    _cut_often(directory, 400, random.randrange(1 << 30))
+    _cut_often(directory, 200, random.randrange(1 << 30))
 
 
 def test_a_frame_torn_at_any_byte_is_cut_off_and_those_before_it_stay(

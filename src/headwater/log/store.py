@@ -25,6 +25,7 @@ from .catalog import Catalog, TopicEntry, TopicWanted
 from .cleaner import Cleaner, CleaningLock, CleanReport
 from .control import LOW, Control, unseal
 from .directory import explained, prepare
+from .disk import Disk
 from .frames import Chunk, CursorCommit, Run
 from .journal import ApplyCursors, Committed, Durability, Journal, RetiredStreamError
 from .lock import NAME as LOCK_NAME
@@ -66,6 +67,7 @@ class Store:
         self.path = directory
         self._clock, self._segment_bytes = journal.clock, journal.segment_bytes
         self._control, self._lock, self._journal = control, lock, journal
+        self._disk = Disk(directory, control, lock)
         self._catalog = Catalog(directory, control, lock, journal.settle)
         self._reader = Reader(directory, control, self._describe, self._catalog.is_gone)
         _open_stores.add(self)
@@ -90,9 +92,9 @@ class Store:
         not of the machine.
 
         `apply_cursors` is called with the cursor commits of a frame and its number: under the lock, right
-        after the commit, and again for what may not have been seen through when a process or the machine
-        died. It must be idempotent, quick, and must not use the store. `boot` names the machine's run, for
-        tests that cut the power.
+        after the commit, and again, in order, for what may not have been seen through when a process or the
+        machine died. It must be idempotent, quick, and must not use the store. Cursors met by a process that
+        gives none wait for one that does. `boot` names the machine's run, for tests that cut the power.
 
         Raises StoreNotFoundError (and creates nothing), StoreVersionError, StoreCorruptError,
         StoreBusyError, StoreFullError, or StoreError naming the file and what to do.
@@ -105,7 +107,7 @@ class Store:
             lock = Lock(directory / LOCK_NAME, lock_timeout, lambda: _owner(directory))
         try:
             with lock, explained(directory, "open the store"):
-                control = _control(directory, create, boot, apply_cursors)
+                control = _control(directory, create, boot)
                 journal = Journal(directory, control, lock, durability, segment_bytes, clock, apply_cursors)
                 journal.settle()
                 control.join()
@@ -139,7 +141,7 @@ class Store:
     def _abandon(self, why: str) -> None:
         """Have every further use say why it cannot be."""
         gone: Any = _Gone(self.path, why)
-        self._journal = self._reader = self._catalog = self._lock = self._control = gone
+        self._journal = self._disk = self._reader = self._catalog = self._lock = self._control = gone
 
     # Appending
 
@@ -161,7 +163,7 @@ class Store:
 
         Blocks for as long as the disk takes; callers at the same time share one fsync. Raises StoreError.
         """
-        self._journal.sync(upto)
+        self._disk.sync(upto)
 
     def note_applied(self, position: int) -> None:
         """Say that all effects of cursor commits before this position are on disk."""
@@ -309,12 +311,12 @@ class _Gone:
         raise StoreError(*self._error)
 
 
-def _control(directory: Path, create: bool, boot: bytes, apply_cursors: ApplyCursors | None) -> Control:
+def _control(directory: Path, create: bool, boot: bytes) -> Control:
     """The control file, made or made anew where it must be. Under the lock."""
     path = directory / ctl.NAME
     if not path.exists():
         if recovery.is_worthwhile(directory):
-            recovery.recover(directory, boot, apply_cursors)
+            recovery.recover(directory, boot)
         elif create:
             recovery.create(directory, boot)
         else:
@@ -324,7 +326,7 @@ def _control(directory: Path, create: bool, boot: bytes, apply_cursors: ApplyCur
         control.check_version()
         if not control.booted(boot):
             control.close()
-            recovery.recover(directory, boot, apply_cursors)
+            recovery.recover(directory, boot)
             control = Control(path)
         control.check()
     except BaseException:

@@ -88,6 +88,11 @@ class Survey:
     time: int = 0
     number: int = 0
 
+    @property
+    def unapplied(self) -> int:
+        """From where on cursors may not have been applied for good, 0 for nowhere."""
+        return self.parts[-1].header.unapplied or self.heads.cursors if self.parts else 0
+
     def hurt(self, file: str, position: int, reason: str) -> None:
         """Note a place that does not hold."""
         self.damages.append((file, position, reason))
