@@ -44,13 +44,13 @@ def test_a_frame_over_several_streams_gives_each_its_own_offsets(opened: Opener)
 
 
 def test_nothing_is_seen_before_it_is_on_disk(opened: Opener) -> None:
-    store = opened()
+    store, other = opened(), opened()
     stream = store.create_topic("orders", 1).streams[0]
     put(store, stream, b"synced")
     done = store.append([Run(stream, [None], [b""], [b"not yet"])])
     assert values(store, stream) == [b"synced"]
     assert store.latest(stream) == 1
-    assert opened().latest(stream) == 1
+    assert other.latest(stream) == 1
     before = store.visible_end
     store.sync(done.end)
     assert store.visible_end > before

@@ -113,6 +113,8 @@ class Store:
                 control.join()
             store = cls(directory, control, lock, journal)
             store._catalog.topics()
+            if store.end > store.visible_end:
+                store.sync(store.end)  # what a process that died had committed: nobody else may come to do it
             return store
         except BaseException:
             lock.close()
