@@ -284,7 +284,7 @@ def test_purged_records_are_gone_for_everybody(opened: Opener) -> None:
 
 
 def test_thousands_of_partitions_open_at_once(opened: Opener) -> None:
-    store = opened(durability="process")
+    store = opened(durability="process", segment_bytes=1 << 20)
     topics = store.create_topics([TopicWanted(f"topic-{i}", 8) for i in range(1000)])
     for topic in topics:
         store.append([Run(stream, [None], [b""], [b"v" * 100]) for stream in topic.streams])

@@ -325,36 +325,32 @@ class Journal:
             return True
 
     def _in_active(self, segment: int) -> list[tuple[int, int]]:
-        heads = self.control.words[HEADS:].tolist()
-        columns = zip(heads[::HEAD], heads[ctl.TAIL :: HEAD], strict=True)
+        nexts, tails, _ = self._heads()
         return [
             (stream, following)
-            for stream, (following, tail) in enumerate(columns)
+            for stream, (following, tail) in enumerate(zip(nexts, tails, strict=True))
             if tail >> 32 == segment and following != RETIRED
         ]
 
     def snapshot(self) -> Snapshot:
         """Where all live streams stand. Under the lock, settled."""
-        heads = self.control.words[HEADS:].tolist()
-        snapshot = Snapshot()
-        for stream, (following, size) in enumerate(zip(heads[::HEAD], heads[ctl.BYTES :: HEAD], strict=True)):
-            if following and following != RETIRED:
-                snapshot.add(stream, following, size)
-        return snapshot
+        nexts, _, sizes = self._heads()
+        live = [stream for stream, following in enumerate(nexts) if 0 < following < RETIRED]
+        return _snapshot(live, nexts, sizes)
 
     def _footer(self, segment: int, position: int, time: int, number: int) -> Footer:
         """The footer of the active segment: a stream is in there if its last frame is.
 
         A deleted topic's streams are left out: nobody reads them any more.
         """
-        heads = self.control.words[HEADS:].tolist()
-        footer = Footer(segment, time, number, tails=array("I"), snapshot=Snapshot(), position=position)
-        columns = zip(heads[::HEAD], heads[ctl.TAIL :: HEAD], heads[ctl.BYTES :: HEAD], strict=True)
-        for stream, (following, tail, size) in enumerate(columns):
-            if tail >> 32 == segment and following != RETIRED:
-                footer.tails.append(tail & LOW)
-                footer.snapshot.add(stream, following, size)
-        return footer
+        nexts, tails, sizes = self._heads()
+        held = [s for s, tail in enumerate(tails) if tail >> 32 == segment and nexts[s] != RETIRED]
+        ends = array("I", [tails[stream] & LOW for stream in held])
+        return Footer(segment, time, number, ends, _snapshot(held, nexts, sizes), position)
+
+    def _heads(self) -> tuple[list[int], list[int], list[int]]:
+        words = self.control.words[HEADS:].tolist()
+        return words[::HEAD], words[ctl.TAIL :: HEAD], words[ctl.BYTES :: HEAD]
 
     def note_applied(self, position: int) -> None:
         """Say that the effects of all cursors before this position are on disk."""
@@ -363,3 +359,9 @@ class Journal:
             words = self.control.words
             if words[ctl.UNAPPLIED] and unseal(words[ctl.UNAPPLIED]) < position:
                 words[ctl.UNAPPLIED] = 0 if position >= self.control.end else seal(position)
+
+
+def _snapshot(streams: list[int], nexts: list[int], sizes: list[int]) -> Snapshot:
+    return Snapshot(
+        array("I", streams), array("Q", [nexts[s] for s in streams]), array("Q", [sizes[s] for s in streams])
+    )
