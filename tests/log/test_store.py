@@ -159,7 +159,7 @@ def test_a_read_only_directory_is_named(tmp_path: Path) -> None:
     try:
         Store.open(place / "store", create=True).close()
         subprocess.run(["mount", "-o", "remount,ro", place], check=True)
-        with pytest.raises(errors.StoreError, match="writ"):
+        with pytest.raises(errors.StoreError, match="read-only"):
             Store.open(place / "store")
         with pytest.raises(errors.StoreError, match=r"read-only|writ"):
             Store.open(place / "another", create=True)

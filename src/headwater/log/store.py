@@ -255,7 +255,10 @@ class Store:
         self._catalog.delete(name)
 
     def purge(self, starts: dict[int, int]) -> None:
-        """Make the records of streams below these offsets unreadable, for good."""
+        """Make the records of streams below these offsets unreadable, for good: stream → first offset kept.
+
+        Blocks for a few fsyncs whatever their number; offsets above `latest` mean `latest`.
+        """
         self._catalog.advance({stream: min(start, self.latest(stream)) for stream, start in starts.items()})
 
     @property
