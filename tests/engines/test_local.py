@@ -21,6 +21,7 @@ from headwater.errors import (
     NotSupportedError,
     OffsetOutOfRangeError,
     PartitionLostError,
+    StoreCorruptError,
     StoreNotFoundError,
     TopicNameError,
     TopicNotFoundError,
@@ -592,6 +593,38 @@ async def test_a_group_is_moved_only_while_nobody_is_in_it(shop: Shop) -> None:
     await shop.admin.delete_group("shop")
     with pytest.raises(GroupNotFoundError):
         await shop.admin.lag("shop", None)
+
+
+async def test_a_damaged_position_is_named_and_a_reset_is_the_way_out(shop: Shop) -> None:
+    await shop.put(*range(5), partition=3)
+    async with shop.member() as member:
+        await take(member, 5, ack=True)
+    (cursors,) = (shop.path / "groups" / "shop").glob("*.cursors")
+    content = bytearray(cursors.read_bytes())
+    content[3 * (len(content) // 8) + 66] ^= 4
+    cursors.write_bytes(content)
+    with pytest.raises(StoreCorruptError, match=r"'orders'\[3\].*groups reset"):
+        async with shop.member():
+            pass
+    await shop.admin.set_offsets("shop", "orders", {3: 2})
+    async with shop.member() as member:
+        assert bodies(await take(member, 3)) == ["2", "3", "4"]
+
+
+async def test_a_damaged_group_is_named_and_deleting_it_is_the_way_out(shop: Shop) -> None:
+    await shop.put("x")
+    async with shop.member() as member:
+        await take(member, 1, ack=True)
+    (state,) = (shop.path / "groups" / "shop").glob("state.*")
+    content = bytearray(state.read_bytes())
+    content[20] ^= 1
+    state.write_bytes(content)
+    with pytest.raises(StoreCorruptError, match="delete the group"):
+        async with shop.member():
+            pass
+    await shop.admin.delete_group("shop")
+    async with shop.member() as member:
+        await take(member, 1, ack=True)
 
 
 async def test_lag_names_what_is_left(shop: Shop) -> None:
