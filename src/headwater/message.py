@@ -227,8 +227,11 @@ class Message(msgspec.Struct, eq=False):
         """Acknowledge: this message is done. Only under `ack="manual"`."""
         await self._settle_with().ack(self)
 
-    async def nack(self, delay: float = 0.0) -> None:
-        """Give it back, to be handled again after `delay` seconds. Only under `ack="manual"`."""
+    async def nack(self, delay: float | None = None) -> None:
+        """Give it back, to be handled again after `delay` seconds, by default after the wait of its retry policy.
+
+        Only under `ack="manual"`.
+        """
         await self._settle_with().nack(self, delay)
 
     async def reject(self, reason: str = "") -> None:
@@ -249,7 +252,7 @@ class Settlement(Protocol):
     """What `Message.ack` and its siblings act on; the worker gives one to messages settled by hand."""
 
     async def ack(self, message: Message) -> None: ...
-    async def nack(self, message: Message, delay: float) -> None: ...
+    async def nack(self, message: Message, delay: float | None) -> None: ...
     async def reject(self, message: Message, reason: str) -> None: ...
     async def extend(self, message: Message) -> None: ...
 

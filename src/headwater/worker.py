@@ -62,7 +62,7 @@ class Worker:
         """Messages being handled or acknowledged, or that could be: those that wait for no time to pass."""
         ready = len(self._lineup.ready) if self._batch_is_ready() else 0
         running = sum(1 if isinstance(work, Message) else len(work) for work in self._running if work is not None)
-        return ready + running + len(self._finished) - len(self._pauses)
+        return max(0, ready + running + len(self._finished) - len(self._pauses))
 
     async def run(self, subscription: Subscription) -> None:
         """Work until `stop_soon`. Raises what makes the subscription itself fail."""
@@ -183,6 +183,8 @@ class Worker:
             elif self.stopping:
                 return
             else:
+                if ready:  # too few for a batch: its wait begins, also for what had waited behind another
+                    self._more_is_ready()
                 await self._sleep()
 
     async def _sleep(self) -> None:
@@ -274,13 +276,25 @@ class Worker:
         self._more_is_ready()
 
     async def pause(self, delay: float) -> None:
+        if self.stopping:
+            raise asyncio.CancelledError
         pause: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._pauses[pause] = self.settings.clock.call_later(delay, partial(_set, pause))
+        self._pauses[pause] = self.settings.clock.call_later(delay, partial(self._end_pause, pause))
         self._tell_quiet()
         try:
             await pause
         finally:
-            self._pauses.pop(pause).cancel()
+            self._end_pause(pause)
+
+    def _end_pause(self, pause: asyncio.Future[None]) -> None:
+        timer = self._pauses.pop(pause, None)
+        if timer is not None:
+            timer.cancel()
+        _set(pause)
+
+    def look_again(self) -> None:
+        self._tell_who_waits()
+        self._more_is_ready()
 
     def _count_down(self, partition: tuple[str, int]) -> None:
         if partition in self._paused:
@@ -296,19 +310,24 @@ class Worker:
         """Partitions that leave are finished and acknowledged before this returns, unless they are lost already."""
         if isinstance(change, Assigned):
             return
-        self._held -= len(self._lineup.drop(change.partitions))
-        for message in [message for message in self._parked if _partition(message) in change.partitions]:
-            self._parked.pop(message).cancel()
-            self.forget(message)
-        for partition in change.partitions:
-            self._paused.pop(partition, None)
+        self._drop(change.partitions)
         if not isinstance(change, Lost):
             while self._handles_any_of(change.partitions):
                 self._revoking = asyncio.get_running_loop().create_future()
                 await self._revoking
             self._revoking = None
+            self._drop(change.partitions)  # what failed meanwhile waits for an attempt that others will make
             await self.acknowledge(())
         self._make_room()
+
+    def _drop(self, partitions: Partitions) -> None:
+        """Forget what is not being handled."""
+        for partition in partitions:
+            self._paused.pop(partition, None)
+        self._held -= len(self._lineup.drop(partitions))
+        for message in [message for message in self._parked if _partition(message) in partitions]:
+            self._parked.pop(message).cancel()
+            self.forget(message)
 
     def _handles_any_of(self, partitions: Partitions) -> bool:
         for work in self._running:
