@@ -26,6 +26,7 @@ from headwater.errors import (
     TopicNameError,
     TopicNotFoundError,
 )
+from headwater.log.store import Run
 from headwater.message import NO_HEADERS, Headers, Outgoing, Position
 
 from .conftest import OpenShop, Shop, bodies, take
@@ -492,6 +493,19 @@ async def test_a_commit_does_both_or_neither(open_shop: OpenShop, durability: st
     async with shop.reader("bills") as reader:
         assert bodies(await take(reader, 1)) == ["bill"]
         assert not await reader.receive(1, 0.02)
+
+
+async def test_a_store_asks_before_it_commits(shop: Shop) -> None:
+    await shop.put("x", partition=0)
+
+    def refuse() -> None:
+        raise RuntimeError("not yours")
+
+    store = shop.engine.store
+    stream = store.topic("orders").streams[0]
+    with pytest.raises(RuntimeError, match="not yours"):
+        store.append([Run(stream, (None,), (b"",), (b"y",))], guard=refuse)
+    assert store.latest(stream) == 1
 
 
 async def test_commits_one_after_the_other_need_not_wait_for_each_other(open_shop: OpenShop) -> None:
