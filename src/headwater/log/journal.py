@@ -128,7 +128,7 @@ class Journal:
         bases, previous = [], []
         for stream in draft.streams:
             if stream not in verified:
-                self.verify_head(stream)
+                self._verify_head(stream)
                 verified.add(stream)
             at = HEADS + HEAD * stream
             base, tail = words[at], words[at + ctl.TAIL]
@@ -242,7 +242,15 @@ class Journal:
                     what = f"{error.reason}; cursors that were committed together with messages"
                     raise StoreCorruptError(self.directory, name.path.name, error.position, what) from error
 
-    def verify_head(self, stream: int) -> None:
+    def verify(self, stream: int) -> None:
+        """Raise StoreCorruptError unless the control file is right about a stream. Looks once a stream."""
+        if stream not in self._verified:
+            with self.lock:
+                self.settle()
+                self._verify_head(stream)
+                self._verified.add(stream)
+
+    def _verify_head(self, stream: int) -> None:
         """Raise StoreCorruptError unless a stream's head agrees with the journal. Under the lock."""
         words = self.control.words
         if stream >= self.control.capacity:
@@ -262,6 +270,8 @@ class Journal:
             else:
                 agreed = segment.header.snapshot.place(stream).next == following
         except BadFrameError as error:
+            if _lies_within_a_frame(segment, tail & LOW, end & LOW):
+                raise self.control.damaged(8 * at, f"the head of stream {stream} points nowhere") from error
             raise self._damaged(error, f"stream {stream} from offset {following} on") from error
         if not agreed:
             raise self.control.damaged(8 * at, f"the head of stream {stream} does not agree with the journal")
@@ -363,3 +373,16 @@ def _snapshot(streams: list[int], nexts: list[int], sizes: list[int]) -> Snapsho
     return Snapshot(
         array("I", streams), array("Q", [nexts[s] for s in streams]), array("Q", [sizes[s] for s in streams])
     )
+
+
+def _lies_within_a_frame(segment: Segment, position: int, end: int) -> bool:
+    """Whether a position is none at which a frame begins, as far as the segment is whole."""
+    try:
+        if position < segment.header.length or position >= end:
+            return True
+        return any(
+            header.position < position < header.position + header.length
+            for _, _, header in segment.scan(segment.header.length, end)
+        )
+    except BadFrameError:
+        return False

@@ -237,6 +237,7 @@ def _look_at_segment(survey: Survey, name: SegmentName, is_active: bool, end: in
 
 def _begin_part(survey: Survey, segment: Segment) -> Part:
     name = SegmentName(segment.first, segment.last, segment.path)
+    survey.heads.tails.clear()
     try:
         header = segment.header
     except BadFrameError as error:
@@ -314,7 +315,8 @@ def _look_at_heads(survey: Survey, heads: list[int], active: int) -> None:
             continue  # made after the control file was looked at, or its last owner died: nothing to compare
         following, tail = heads[at], heads[at + ctl.TAIL]
         stood, size = survey.heads.places.get(stream, (0, 0))
-        if following == stood:
+        pointed = tail & LOW if tail >> 32 == active else None
+        if following == stood and pointed == survey.heads.tails.get(stream):
             continue
         part = survey.parts[-1] if survey.parts and survey.parts[-1].name.last == active else None
         in_damage = tail >> 32 == active and (
