@@ -121,9 +121,12 @@ class Broker:
         for stream in list(self._streams):
             await stream.close()
         await self.flush()
-        requester, self._requester, self._outbox = self._requester, None, None
+        requester, self._requester = self._requester, None
+        outbox, self._outbox = self._outbox, None
         if requester is not None:
             await requester.close()
+        if outbox is not None:
+            await outbox.close()
         if self._engine is not None:
             await self._engine.close()
 
