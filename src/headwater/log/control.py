@@ -241,9 +241,7 @@ class Control:
         now = os.fstat(self._fd).st_size
         if now < size:
             allocate(self._fd, now, size - now)
-        self._outgrown.append(
-            (self._mmap, self.words)
-        )  # other threads may be using them; they are the same words
+        self._outgrown.append((self._mmap, self.words))  # other threads may be using them; they are the same words
         self._map()
 
 

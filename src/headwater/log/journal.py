@@ -106,9 +106,7 @@ class Journal:
             self._write(segment, position, meta, draft)
             behind = end + draft.length
             self.control.commit(number, behind, end, now)
-            self._apply(
-                zip(draft.streams, draft.counts, bases, draft.sizes, strict=True), end, number, draft.cursors
-            )
+            self._apply(zip(draft.streams, draft.counts, bases, draft.sizes, strict=True), end, number, draft.cursors)
             self._last = number, behind, end, now
             if self._process_only:
                 words[ctl.VISIBLE] = seal(behind)
