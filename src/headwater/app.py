@@ -14,9 +14,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import TracebackType
-from typing import Any, Concatenate, Literal, ParamSpec, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, Self, TypeVar
 
-from .admin import Admin
 from .broker import Broker
 from .consumer import Consumer, check_apart, consumers_of
 from .depends import Environment
@@ -28,6 +27,9 @@ from .retry import Retry
 from .router import Router
 from .topics import is_pattern
 from .worker import Worker
+
+if TYPE_CHECKING:
+    from .admin import Admin
 
 BrokerLike = str | Broker
 BrokerFactory = Callable[[], BrokerLike | Awaitable[BrokerLike]]

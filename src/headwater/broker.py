@@ -6,9 +6,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Any, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Self, TypedDict
 
-from .admin import Admin
 from .codecs import Codec, decoder_for, encode
 from .engine import Change, DeclareMode, Engine, Source, Start, Topic
 from .engines import engine_for, redacted
@@ -18,6 +17,9 @@ from .publisher import Outbox
 from .replies import Requester
 from .router import Router
 from .stream import Stream, Until
+
+if TYPE_CHECKING:
+    from .admin import Admin
 
 _log = logging.getLogger("headwater")
 
@@ -354,6 +356,8 @@ class Broker:
     @property
     def admin(self) -> Admin:
         """Topics, partitions, groups, dead letters. Raises NotSupportedError where the engine has none."""
+        from .admin import Admin  # an operator's business: most processes never import it
+
         engine = self._connected_engine()
         if engine.admin is None:
             raise NotSupportedError(engine.name, "administration")

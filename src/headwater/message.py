@@ -42,10 +42,12 @@ class Headers(Mapping[str, str]):
     `get_bytes` untouched; as text their undecodable bytes are escaped.
     """
 
-    __slots__ = ("_items", "_map", "control")
+    __slots__ = ("_items", "_map", "content_type", "control")
 
     control: bool
     """Whether some header asks the core for something before the handler runs."""
+    content_type: bytes | None
+    """The value of `content-type`, looked up once: the same headers come with many messages."""
 
     def __init__(self, items: HeadersLike = ()) -> None:
         pairs = items.items() if isinstance(items, Mapping) else items
@@ -53,6 +55,7 @@ class Headers(Mapping[str, str]):
             (name, value.encode() if isinstance(value, str) else bytes(value)) for name, value in pairs
         )
         self._map: dict[str, bytes] = dict(self._items)
+        self.content_type = self._map.get(CONTENT_TYPE)
         self.control = not _CONTROL.isdisjoint(self._map)
 
     def __getitem__(self, name: str) -> str:

@@ -135,6 +135,7 @@ class Settler:
         self.loop = loop
         self._only = settings.routes[0] if len(settings.routes) == 1 and not settings.routes[0].accepts else None
         self._acks_itself = settings.ack != "auto"
+        self._is_special = self._acks_itself or settings.exactly_once
         self._open: set[Message] = set()  # handed to a manual handler, not settled by it yet
         self._warned = False
 
@@ -143,20 +144,23 @@ class Settler:
     async def process(self, message: Message) -> None:
         """Handle one message and settle it. Nothing escapes but the cancellation of this worker."""
         route = self._only
+        special = message.attempt > 1 or message.headers.control or self._is_special
         try:
-            if (message.attempt > 1 or message.headers.control or self._acks_itself) and await self._prepare(message):
+            if special and await self._prepare(message):
                 return
             if route is None:
                 route = await self._choose(message)
             result = await route.call(message)
-            if _wants_reply(message) and not self.settings.exactly_once:
+            if special and _wants_reply(message) and not self.settings.exactly_once:
                 await self.settings.send([reply(message, result)])
         except (Exception, asyncio.CancelledError) as error:
             if _is_cancelled(error):
                 raise
             await self._failed(message, route or self.settings.routes[0], error)
         else:
-            if self._acks_itself:
+            if not special:
+                self.loop.finish(message)
+            elif self._acks_itself:
                 self._handled(message)
             elif not self.settings.exactly_once:
                 self.loop.finish(message)

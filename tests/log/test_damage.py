@@ -186,6 +186,20 @@ def test_a_flipped_bit_anywhere_is_never_served_and_can_be_repaired(directory: P
     _flip_often(directory, 60, random.randrange(1 << 30))
 
 
+def test_a_flipped_bit_in_any_word_of_a_head_is_noticed(directory: Path) -> None:
+    content = _make(directory)
+    whole = directory.with_name("whole")
+    shutil.copytree(directory, whole)
+    head = 8 * (control.HEADS + control.HEAD * 3)  # of the stream of "audit"
+    for bit in range(128):
+        shutil.rmtree(directory)
+        shutil.copytree(whole, directory)
+        _flip(directory / control.NAME, 8 * head + bit)
+        healthy = check(directory).healthy
+        named, found = _try_reading(directory)
+        assert (named, healthy) == (control.NAME, False) or found == _expect(content), bit
+
+
 @pytest.mark.soak
 def test_a_thousand_flipped_bits_are_never_served(directory: Path) -> None:
     _flip_often(directory, 1000, random.randrange(1 << 30))
