@@ -98,7 +98,9 @@ class LocalEngine:
         client: str = "",
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """`create` lets a publish or a declaration make a missing directory, `auto_create` a missing topic, with `partitions`.
+        """`create` lets a publish or a declaration make a missing directory, `auto_create` a missing topic.
+
+        Such a topic gets `partitions` partitions.
 
         Expired messages are removed every `clean_interval` seconds; a member that hangs for `lease` seconds
         loses its partitions. `client` names this process to those who look at a group.
