@@ -426,8 +426,7 @@ class App:
             topics = {topic.name: topic for topic in self.topics} if index == 0 else {}
             for name in self._names(broker):
                 topics.setdefault(name, Topic(name))
-            if self._declare != "off":
-                await broker.declare(list(topics.values()), self._declare)
+            await broker.declare(list(topics.values()), self._declare)
 
     def _names(self, broker: Broker) -> list[str]:
         mine = [consumer for owner, consumer in self._consumers if owner is broker]
