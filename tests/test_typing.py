@@ -34,6 +34,11 @@ def check(program: str, directory: Path, cache: Path, monkeypatch: pytest.Monkey
     return revealed, [line for line in output.splitlines() if ": error:" in line]
 
 
+def short(type_name: str) -> str:
+    """A revealed type without the modules its names come from."""
+    return re.sub(r"\b([a-z_]+\.)+(?=[A-Za-z])", "", type_name)
+
+
 USE = """
     from collections.abc import AsyncIterator, Iterator
     from typing import Annotated, reveal_type
@@ -82,12 +87,12 @@ def test_decorated_functions_keep_their_types(tmp_path: Path, cache: Path, monke
     """
     revealed, errors = check(program, tmp_path, cache, monkeypatch)
     assert errors == []
-    assert [re.sub(r"program\\.|builtins\\.", "", found) for found in revealed] == [
-        "def (order: program.Order, db: str =, x: int =) -> typing.Coroutine[Any, Any, dict[str, int]]",
-        "def (orders: list[program.Order]) -> int",
-        "def (n: int, key: str | None, c: str) -> typing.AsyncIterator[int]",
-        "def (app: headwater.app.App) -> typing.Coroutine[Any, Any, None]",
-    ] or all("def (" in found for found in revealed)
+    assert [short(found) for found in revealed] == [
+        "def (order: Order, db: str =, x: int =) -> Coroutine[Any, Any, dict[str, int]]",
+        "def (orders: list[Order]) -> int",
+        "def (n: int, key: str | None, c: str) -> AsyncIterator[int]",
+        "def (app: App) -> Coroutine[Any, Any, None]",
+    ]
 
 
 def test_the_public_api_has_the_types_it_promises(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +127,7 @@ def test_the_public_api_has_the_types_it_promises(tmp_path: Path, cache: Path, m
     """
     revealed, errors = check(program, tmp_path, cache, monkeypatch)
     assert errors == []
-    assert [re.sub(r"(headwater|builtins|typing)\.([a-z_]+\.)*", "", found) for found in revealed] == [
+    assert [short(found) for found in revealed] == [
         "Receipt",
         "Sequence[Receipt]",
         "Message",
