@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 import msgspec
@@ -13,7 +13,7 @@ from .errors import ConfigurationError, NotSupportedError
 from .handler import Call, Handler, compose
 from .message import TYPE, Message, Outgoing
 from .order import line_up
-from .results import Publisher, collecting, publishing
+from .results import Publisher, publishing, transacting
 from .router import Filter, Subscriber
 from .settle import Route, Settings
 from .topics import is_pattern, match, retry_topic
@@ -42,6 +42,7 @@ class Consumer:
         self.name = ", ".join(dict.fromkeys(_name(subscriber) for subscriber, _ in declared))
         self.routes: list[Route] = []
         self.handlers: list[Handler] = []
+        self._worker: Worker
         for subscriber, _publishers in declared:
             for option in _SHARED:
                 if getattr(subscriber, option) != getattr(first, option):
@@ -139,7 +140,7 @@ class Consumer:
             publisher.check(handler.name, subscriber.topics)
         call = compose(subscriber.middleware, handler.call)
         if subscriber.exactly_once:
-            call = collecting(call, publishers, subscriber.topics)
+            call = transacting(call, publishers, subscriber.topics, self._commit)
         elif publishers or handler.is_generator:
             call = publishing(call, publishers, subscriber.topics, send)
         if handler.has_exits:
@@ -177,7 +178,7 @@ class Consumer:
         capabilities = engine.capabilities(self.source())
         order_by = "partition" if first.exactly_once else first.order_by
         lineup = line_up(order_by, one_lane=first.concurrency == 1, partitioned=capabilities.partitions)
-        return Worker(
+        self._worker = Worker(
             Settings(
                 name=self.name,
                 topics=self.topics,
@@ -195,6 +196,12 @@ class Consumer:
             ),
             lineup,
         )
+        return self._worker
+
+    async def _commit(
+        self, messages: tuple[Message, ...], result: Any, sends: list[Outgoing], failed: Mapping[int, BaseException]
+    ) -> None:
+        await self._worker.settler.commit(messages, result, sends, failed)
 
 
 def consumers_of(app: str, declared: Declared) -> list[Consumer]:

@@ -17,6 +17,7 @@ HeadwaterError
 ├── BatchError                    some members of a batch failed      .failed
 ├── TopicNotFoundError            .topic
 ├── GroupNotFoundError            .group
+├── PartitionLostError            another member has it now           .topic .partition .group
 ├── OffsetOutOfRangeError         .topic .partition .offset .earliest .latest
 ├── StoreError                    the embedded log                    .path
 │   ├── StoreNotFoundError        there is no store in this directory
@@ -169,6 +170,17 @@ class GroupNotFoundError(HeadwaterError):
         where = f" on topic {topic!r}" if topic else ""
         super().__init__(f"there is no group {group!r}{where}; see `headwater groups list`")
         self.group, self.topic = group, topic
+
+
+class PartitionLostError(HeadwaterError):
+    """A commit by a member that the partition was taken from: nothing was done, the new owner does it."""
+
+    def __init__(self, topic: str, partition: int, group: str) -> None:
+        super().__init__(
+            f"{topic!r}[{partition}] belongs to another member of group {group!r} now: nothing was committed, the "
+            f"messages are handled there"
+        )
+        self.topic, self.partition, self.group = topic, partition, group
 
 
 class OffsetOutOfRangeError(HeadwaterError):

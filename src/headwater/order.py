@@ -77,7 +77,8 @@ class Sequential:
     def __init__(self, order: Callable[[Message], Hashable]) -> None:
         self.ready: deque[Message] = deque()
         self._order = order
-        self._held: dict[Hashable, deque[Message]] = {}  # by order key, what waits behind a parked message
+        self._retried: dict[Hashable, set[Message]] = {}  # by order key, those that were parked and are not settled
+        self._held: dict[Hashable, deque[Message]] = {}  # what waits behind them
 
     def add(self, messages: Iterable[Message]) -> None:
         if not self._held:
@@ -87,15 +88,24 @@ class Sequential:
             self._held.get(self._order(message), self.ready).append(message)
 
     def settled(self, message: Message) -> None:
-        if self._held:
-            self.ready.extendleft(reversed(self._held.pop(self._order(message), ())))
+        if not self._retried:
+            return
+        key = self._order(message)
+        retried = self._retried.get(key)
+        if retried is not None:
+            retried.discard(message)
+            if not retried:
+                del self._retried[key]
+                self.ready.extendleft(reversed(self._held.pop(key)))
 
     def park(self, message: Message) -> None:
         key = self._order(message)
-        if key in self._held:
+        if key in self._retried:
+            self._retried[key].add(message)
             return
-        waiting = self._held[key] = deque(later for later in self.ready if self._order(later) == key)
-        if waiting:
+        self._retried[key] = {message}
+        self._held[key] = deque(later for later in self.ready if self._order(later) == key)
+        if self._held[key]:
             others = [later for later in self.ready if self._order(later) != key]
             self.ready.clear()
             self.ready.extend(others)
@@ -107,7 +117,10 @@ class Sequential:
         return chain(self.ready, *self._held.values())
 
     def drop(self, partitions: Partitions) -> list[Message]:
-        return _drop(self.ready, partitions) + _drop_held(self._held, partitions)
+        dropped = _drop(self.ready, partitions) + _drop_held(self._held, partitions)
+        for message in dropped:
+            self.settled(message)
+        return dropped
 
 
 class Ordered:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from .codecs import Codec
-from .errors import ConfigurationError
+from .errors import BatchError, ConfigurationError
 from .handler import Call
 from .message import CORRELATION, ERROR, NO_HEADERS, REPLY_TO, Headers, HeadersLike, Message, Outgoing
 from .topics import field_names, is_pattern, match
@@ -117,19 +117,34 @@ def exhausting(call: Call) -> Call:
     return call_to_the_end
 
 
-def collecting(call: Call, publishers: Sequence[Publisher], topics: Sequence[str]) -> Call:
-    """The call, giving (result, messages to publish): for a transaction, which sends them itself."""
+Commit = Callable[[tuple[Message, ...], Any, list[Outgoing], Mapping[int, BaseException]], Awaitable[None]]
 
-    async def call_and_collect(work: Any) -> tuple[Any, list[Outgoing]]:
-        result = await call(work)
-        message = None if isinstance(work, tuple) else work
-        if not isinstance(result, AsyncIterator):
-            return result, to_publish(result, message, publishers, topics)
-        items = [item async for item in result]
-        found = [outgoing for item in items for outgoing in to_publish(item, message, publishers, topics)]
-        return (items[0] if items else None), found
 
-    return call_and_collect
+def transacting(call: Call, publishers: Sequence[Publisher], topics: Sequence[str], commit: Commit) -> Call:
+    """The call, with its messages acknowledged and what it gave published in one transaction.
+
+    What a batch handler yielded before a BatchError belongs to it; `commit` is told which members failed.
+    """
+
+    async def call_and_commit(work: Any) -> Any:
+        messages, message = (work, None) if isinstance(work, tuple) else ((work,), work)
+        items: list[Any] = []
+        failed: Mapping[int, BaseException] = {}
+        try:
+            result = await call(work)
+            if isinstance(result, AsyncIterator):
+                async for item in result:  # what was yielded before an error counts, so not a comprehension
+                    items.append(item)  # noqa: PERF401
+            else:
+                items.append(result)
+        except BatchError as error:
+            failed = error.failed
+        sends = [outgoing for item in items for outgoing in to_publish(item, message, publishers, topics)]
+        first = items[0] if items else None
+        await commit(messages, first, sends, failed)
+        return first
+
+    return call_and_commit
 
 
 def reply(message: Message, result: Any) -> Outgoing:

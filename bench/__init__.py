@@ -1,0 +1,1 @@
+"""Headwater beside its peers: ratios from one run on one machine."""

@@ -1,0 +1,1 @@
+"""The embedded durable log: one directory, many processes, no server."""
