@@ -239,11 +239,11 @@ class App:
         self.logger.info("%s is ready: %s", self.name, steps)
 
     @asynccontextmanager
-    async def connected_broker(self) -> AsyncIterator[Broker]:
+    async def connected_broker(self, *, create: bool = True) -> AsyncIterator[Broker]:
         """The first broker, connected, to look at and to manage: nothing is declared and no handler runs.
 
         Only what finding it takes is done: where it comes late, that is the lifespan and the `on_startup` hooks,
-        undone in the end. Raises NoBrokerError, ConnectError.
+        undone in the end. `create` as in `Broker.connect`. Raises NoBrokerError, ConnectError.
         """
         url = os.environ.get("HEADWATER_BROKER")
         if url and not self._brokers:
@@ -255,7 +255,9 @@ class App:
                 await self._call_hooks(self._on_startup)
                 started.push_async_callback(self._call_hooks, self._after_shutdown)
             await self._choose_brokers()
-            yield await started.enter_async_context(self.broker)
+            started.push_async_callback(self.broker.close)
+            await self.broker.connect(create=create)
+            yield self.broker
 
     async def shutdown(self) -> None:
         """Stop: receive nothing more, finish what is in work, then undo the start in reverse. Idempotent."""

@@ -68,7 +68,12 @@ def show_letters(
 
 @commands.command("replay")
 def replay_letters(
-    target: Target, topic: TopicName, group: Group = None, offset: Offsets = None, at: At = None, as_json: AsJson = False
+    target: Target,
+    topic: TopicName,
+    group: Group = None,
+    offset: Offsets = None,
+    at: At = None,
+    as_json: AsJson = False,
 ) -> None:
     """Send dead letters back to their topic, each for the group that gave it up alone."""
     places = _places(offset)

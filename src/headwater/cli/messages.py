@@ -209,7 +209,9 @@ async def _one_partition(
     return start
 
 
-async def _places(broker: Broker, topics: Sequence[str], partitions: Sequence[int] | None) -> dict[tuple[str, int], Any]:
+async def _places(
+    broker: Broker, topics: Sequence[str], partitions: Sequence[int] | None
+) -> dict[tuple[str, int], Any]:
     admin = broker.admin
     names = [info.name for info in await admin.topics.list(internal=True)]
     chosen = [name for name in names if any(match(topic, name) is not None for topic in topics)]
@@ -221,9 +223,7 @@ async def _places(broker: Broker, topics: Sequence[str], partitions: Sequence[in
     }
 
 
-async def _ends(
-    broker: Broker, topics: Sequence[str], start: Start, partitions: Sequence[int] | None
-) -> Ends | None:
+async def _ends(broker: Broker, topics: Sequence[str], start: Start, partitions: Sequence[int] | None) -> Ends | None:
     """The ends of the partitions that have something to read; None where the engine cannot tell."""
     try:
         places = await _places(broker, topics, partitions)

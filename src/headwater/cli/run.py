@@ -53,7 +53,9 @@ def run(
         str, typer.Argument(metavar="TARGET", help="module:app, or module:make_app, a function that gives an app.")
     ],
     workers: Annotated[int, typer.Option(min=1, help="Processes; they share the messages.")] = 1,
-    reload: Annotated[bool, typer.Option("--reload", help="Start again when a Python file below here changes.")] = False,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Start again when a Python file below here changes.")
+    ] = False,
     broker: Annotated[
         str | None, typer.Option(envvar="HEADWATER_BROKER", help="Instead of the app's first broker.", metavar="URL")
     ] = None,
@@ -67,8 +69,16 @@ def run(
     end = WorkerEnd.from_environment()
     if end is None and (workers > 1 or reload):
         if is_url(target):
-            raise Failure(f"{target} is a URL, and this wants an app: give module:app, and the URL with --broker", USAGE)
-        options = ["--log-level", log_level.value, "--log-format", log_format.value, *(["--factory"] if factory else [])]
+            raise Failure(
+                f"{target} is a URL, and this wants an app: give module:app, and the URL with --broker", USAGE
+            )
+        options = [
+            "--log-level",
+            log_level.value,
+            "--log-format",
+            log_format.value,
+            *(["--factory"] if factory else []),
+        ]
         command = [sys.executable, "-m", "headwater", "run", target, *options]
         raise typer.Exit(supervise(command, workers, watch=Path.cwd() if reload else None))
     serve(load_app(target, factory=factory), end)

@@ -176,7 +176,9 @@ def _show_traceback(error: BaseException) -> None:
 
 
 def _is_users(frame: traceback.FrameSummary) -> bool:
-    return not frame.filename.startswith((_OURS, "<frozen importlib")) and Path(frame.filename).parent.name != "importlib"
+    return (
+        not frame.filename.startswith((_OURS, "<frozen importlib")) and Path(frame.filename).parent.name != "importlib"
+    )
 
 
 # --- a broker ---------------------------------------------------------------------------------------------

@@ -98,7 +98,9 @@ def create_topic(
 def alter_topic(
     target: Target,
     topic: TopicName,
-    partitions: Annotated[int | None, typer.Option(min=1, help="So many in all; they only grow, and keys move.")] = None,
+    partitions: Annotated[
+        int | None, typer.Option(min=1, help="So many in all; they only grow, and keys move.")
+    ] = None,
     retention: Retention = None,
     retention_bytes: RetentionBytes = None,
     as_json: AsJson = False,
