@@ -15,7 +15,8 @@ from .run import run
 
 HELP = """Run services on event streams, and look after their topics, groups and messages.
 
-TARGET is an app, as module:app, or the URL of a broker, such as local://./data. Every command prints JSON with --json."""
+TARGET is an app, as module:app, or the URL of a broker, such as local://./data. Commands that print results print JSON
+with --json."""
 
 # Boxes and colours are for people: in a pipe the help is plain.
 app = typer.Typer(

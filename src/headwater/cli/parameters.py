@@ -57,8 +57,10 @@ def read_moment(text: str) -> datetime:
 
 def read_start(text: str) -> Start:
     """`earliest`, `latest`, an offset or a moment."""
-    if text == "earliest" or text == "latest":
-        return text
+    if text == "earliest":
+        return "earliest"
+    if text == "latest":
+        return "latest"
     if text.isdigit():
         return int(text)
     try:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import traceback
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +24,7 @@ from .supervisor import BACKOFF, QUICK_DEATHS, SETTLED, supervise
 from .target import USAGE, is_url, load_app
 
 
-class LogLevel(str, Enum):
+class LogLevel(StrEnum):
     debug = "debug"
     info = "info"
     warning = "warning"
@@ -32,20 +32,21 @@ class LogLevel(str, Enum):
     critical = "critical"
 
 
-class LogFormat(str, Enum):
+class LogFormat(StrEnum):
     text = "text"
     json = "json"
 
 
 HELP = f"""Run an app until a signal stops it.
 
-SIGTERM and Ctrl-C stop it gracefully: messages in work are finished within the app's graceful_timeout. A second signal
-stops at once. Exits 0 after SIGTERM, 130 after Ctrl-C, 1 if the app failed, 2 if TARGET is no app.
+SIGTERM and Ctrl-C stop it gracefully: messages in work are finished within the app's graceful_timeout. A second
+signal stops at once. Exits 0 after SIGTERM, 130 after Ctrl-C, 1 if the app failed, 2 if TARGET is no app.
 
-With --workers N a supervisor starts N fresh interpreters. A worker that dies is started again after {BACKOFF[0]:g} s, then
-twice as long each time, at most {BACKOFF[1]:g} s; one that was ready for {SETTLED:g} s starts over with the count. After
-{QUICK_DEATHS} quick deaths in a row of one worker the supervisor gives up and exits 1. Workers that do not stop within
-graceful_timeout + {MARGIN:g} s are killed. When the supervisor itself is killed, its workers stop gracefully."""
+With --workers N a supervisor starts N fresh interpreters. A worker that dies is started again after
+{BACKOFF[0]:g} s, then twice as long each time, at most {BACKOFF[1]:g} s; one that was ready for {SETTLED:g} s starts
+over with the count. After {QUICK_DEATHS} quick deaths in a row of one worker the supervisor gives up and exits 1.
+Workers that do not stop within graceful_timeout + {MARGIN:g} s are killed. When the supervisor itself is killed, its
+workers stop gracefully."""
 
 
 def run(

@@ -119,8 +119,8 @@ class Supervisor:
     async def run(self) -> int:
         """The exit code: 0, 130 after Ctrl-C, or that of the worker it gave up on."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._on_signal, number)
+        for wanted in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(wanted, self._on_signal, wanted)
         watching = None if self._watch is None else await self._start_watching(self._watch)
         async with asyncio.TaskGroup() as group:
             for number in range(self._count):

@@ -190,7 +190,7 @@ def ask(target: str, work: Callable[[Broker], Awaitable[T]], *, creates: bool = 
     Only a command that `creates` may make a store that is not there. A topic or group that is not there is answered
     with those of a similar name.
     """
-    return asyncio.run(_ask(_broker_of(target), work))
+    return asyncio.run(_ask(_broker_of(target, creates), work))
 
 
 async def _ask(connecting: AbstractAsyncContextManager[Broker], work: Callable[[Broker], Awaitable[T]]) -> T:
@@ -203,20 +203,21 @@ async def _ask(connecting: AbstractAsyncContextManager[Broker], work: Callable[[
             raise Failure(f"{error}{await _near_groups(broker, error.group)}") from error
 
 
-def _broker_of(target: str) -> AbstractAsyncContextManager[Broker]:
+def _broker_of(target: str, creates: bool) -> AbstractAsyncContextManager[Broker]:
     if is_url(target):
-        return Broker(target)
+        return _connected(Broker(target), creates)
     found = _load(target, factory=False)
     if isinstance(found, App):
-        return found.connected_broker()
+        return found.connected_broker(create=creates)
     if isinstance(found, Broker):
-        return _connected(found)
+        return _connected(found, creates)
     module = _import(target.partition(":")[0])
     raise Failure(f"{target} is {_described(found)}, neither App nor Broker{_suggestion(target, module)}", USAGE)
 
 
 @asynccontextmanager
-async def _connected(broker: Broker) -> AsyncIterator[Broker]:
+async def _connected(broker: Broker, creates: bool) -> AsyncIterator[Broker]:
+    await broker.connect(create=creates)
     async with broker:
         yield broker
 

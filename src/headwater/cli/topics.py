@@ -172,6 +172,5 @@ def _say_gone(info: TopicInfo, text: str, as_json: bool) -> None:
         note(text)
 
 
-def _kept(topic: TopicInfo) -> list[object] | str:
-    limits = [limit for limit in (topic.retention, size(topic.retention_bytes)) if limit is not None]
-    return limits or FOREVER
+def _kept(topic: TopicInfo) -> object:
+    return [limit for limit in (topic.retention, size(topic.retention_bytes)) if limit is not None] or FOREVER
