@@ -125,7 +125,7 @@ class Consumer:
             handler.compile(environment, shares_value=shares_value or bool(subscriber.middleware))
             if watch is not None:
                 handler.call = watch(handler, handler.call)
-            route.call = self._compose(handler, subscriber, publishers, send, shares_value)
+            route.call = self._compose(handler, subscriber, publishers, send)
         self._tell_apart()
 
     def _compose(
@@ -134,7 +134,6 @@ class Consumer:
         subscriber: Subscriber,
         publishers: tuple[Publisher, ...],
         send: Sends,
-        shares_value: bool,
     ) -> Call:
         for publisher in publishers:
             publisher.check(handler.name, subscriber.topics)
@@ -145,7 +144,7 @@ class Consumer:
             call = publishing(call, publishers, subscriber.topics, send)
         if handler.has_exits:
             call = scoped(call)
-        if handler.decode is not None and subscriber.batch is None and (shares_value or subscriber.middleware):
+        if handler.decode is not None and handler.shares_value and subscriber.batch is None:
             call = _decoding(call, handler.decode)
         return call
 

@@ -174,13 +174,19 @@ class Environment(msgspec.Struct):
 class Step(msgspec.Struct):
     """One dependency of a plan. `call` gives its value, or an awaitable of it if `awaited`.
 
-    With `on_loop` it cannot move into the thread of a `def` handler.
+    With `on_loop` it cannot move into the thread of a `def` handler, and neither can those it `needs`.
     """
 
     index: int
     call: Get
     awaited: bool
     on_loop: bool
+    needs: Sequence[Step] = ()
+
+    def stay_on_loop(self) -> None:
+        self.on_loop = True
+        for step in self.needs:
+            step.stay_on_loop()
 
 
 class Plan:
@@ -194,13 +200,16 @@ class Plan:
         self.steps: list[Step] = []
         self.has_exits = False
         self.takes_message = False
+        self._needed: list[Step] = []  # by the callable whose arguments are being looked at
         self._made: dict[Callable[..., Any], Step] = {}
 
     def given(self, parameter: Parameter) -> Get | None:
         """How to fill a parameter that says by marker, type or name what it wants; None if it says nothing."""
         match parameter.marker:
             case Dependency() as dependency:
-                index = self.step(dependency).index
+                step = self.step(dependency)
+                self._needed.append(step)
+                index = step.index
                 return lambda _work, values: values[index]
             case ContextMarker(name):
                 return self._context(parameter, name or parameter.name)
@@ -228,12 +237,12 @@ class Plan:
             return self._made[call]
         hop = dependency.thread and not self.threaded
         on_loop = hop or inspect.iscoroutinefunction(unwrapped(call)) or inspect.isasyncgenfunction(unwrapped(call))
-        first = len(self.steps)
+        outer, self._needed = self._needed, []
         gets, keywords = self._arguments(call)
+        needs, self._needed = self._needed, outer
+        step = Step(len(self.steps), bind(self._maker(call, hop), gets, keywords), on_loop, on_loop, needs)
         if on_loop:
-            for needed in self.steps[first:]:
-                needed.on_loop = True
-        step = Step(len(self.steps), bind(self._maker(call, hop), gets, keywords), on_loop, on_loop)
+            step.stay_on_loop()
         self.steps.append(step)
         if dependency.cached:
             self._made[call] = step
@@ -355,32 +364,39 @@ def _constant(value: Any) -> Get:
 
 
 def _header(parameter: Parameter, name: str) -> Get:
-    convert, default, required = _converter(parameter), parameter.default, parameter.required
-    optional = type(None) in get_args(parameter.kind)
+    convert, absent = _converter(parameter), _absent(parameter, f"header {name!r}")
 
     def get(message: Message, _values: list[Any]) -> Any:
         value = message.headers.get_bytes(name)
-        if value is not None:
-            return convert(value.decode(errors="backslashreplace"))
-        if not required:
-            return default
-        if optional:
-            return None
-        raise DecodeError(f"{message.id} has no header {name!r}")
+        return absent(message) if value is None else convert(value.decode(errors="backslashreplace"))
 
     return get
 
 
 def _key(parameter: Parameter) -> Get:
-    if parameter.kind is bytes or bytes in get_args(parameter.kind):
-        return lambda message, _values: message.key_bytes
-    convert = _converter(parameter)
+    raw = parameter.kind is bytes or bytes in get_args(parameter.kind)
+    convert, absent = _converter(parameter), _absent(parameter, "key")
 
     def get(message: Message, _values: list[Any]) -> Any:
-        key = message.key
-        return None if key is None else convert(key)
+        key = message.key_bytes
+        if key is None:
+            return absent(message)
+        return key if raw else convert(key.decode(errors="backslashreplace"))
 
     return get
+
+
+def _absent(parameter: Parameter, what: str) -> Callable[[Message], Any]:
+    """What a parameter gets from a message without the thing: its default, None if its type allows, or an error."""
+    if not parameter.required:
+        return lambda _message: parameter.default
+    if parameter.kind is Any or type(None) in get_args(parameter.kind):
+        return lambda _message: None
+
+    def complain(message: Message) -> Any:
+        raise DecodeError(f"{message.id} has no {what}")
+
+    return complain
 
 
 def _converter(parameter: Parameter) -> Callable[[str], Any]:
@@ -408,15 +424,23 @@ async def in_thread(call: Callable[P, T], /, *arguments: P.args, **keywords: P.k
 
 
 def scoped(call: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
-    """The call, with its yielding dependencies cleaned up once it is over, in reverse order."""
+    """The call, with its yielding dependencies cleaned up once it is over, in reverse order.
+
+    They see its failure but cannot make it a success: that would acknowledge a message that was not handled.
+    """
 
     async def call_with_exits(work: Any) -> Any:
+        failure: BaseException
         async with contextlib.AsyncExitStack() as stack:
             token = _exits.set(stack)
             try:
                 return await call(work)
+            except BaseException as error:
+                failure = error
+                raise
             finally:
                 _exits.reset(token)
+        raise failure  # a dependency swallowed it
 
     return call_with_exits
 

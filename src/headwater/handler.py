@@ -35,7 +35,8 @@ class Handler:
     """A user's function, the type of its body, and the call it was compiled into.
 
     `call` gives what the function gave: a value, or an async iterator for a generator. `decode` makes
-    a message's body what the function asks for; it is None when nothing of the body is asked for.
+    a message's body what the function asks for; it is None when nothing of the body is asked for. With
+    `shares_value` somebody beside the function reads `message.value`, so the message is to be told of `decode`.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Handler:
         self.batch = batch
         self.body: Any = None
         self.decode: Decode | None = None
+        self.shares_value = False
         self.has_exits = False
         self.call: Call = self._uncompiled
 
@@ -81,7 +83,8 @@ class Handler:
         of_body = [parameter for parameter in parameters if given[parameter.name] is None]
         self.body = self._body_type(of_body)
         self.decode = None if self.body is None else decoder_for(self.body, self.codec)
-        value = self._value_getter(shares_value or plan.takes_message)
+        self.shares_value = shares_value or plan.takes_message or len(of_body) > 1
+        value = self._value_getter()
         for parameter in of_body:
             given[parameter.name] = value if len(of_body) == 1 else _field(value, parameter.name)
         self.has_exits = plan.has_exits
@@ -106,12 +109,12 @@ class Handler:
             raise ConfigurationError(f"{self.name} takes batches: annotate {parameter.name!r} as list[...], not {kind}")
         return (get_args(kind) or (Any,))[0]
 
-    def _value_getter(self, shared: bool) -> Get:
-        """The decoded body, through the message's own cache when somebody else may read it too."""
+    def _value_getter(self) -> Get:
+        """The decoded body, through the message's own cache when it is read more than once."""
         if self.batch:
             return lambda batch, _values: [message.value for message in batch]
         decode = self.decode
-        if decode is None or shared:
+        if decode is None or self.shares_value:
             return lambda message, _values: message.value
         return lambda message, _values: decode(message)
 

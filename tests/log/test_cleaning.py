@@ -121,7 +121,7 @@ def test_readers_of_every_process_go_on_through_a_cleaning(opened: Opener, direc
     store, other = opened(), opened()
     eternal = store.create_topic("eternal", 1).streams[0]
     expiring = store.create_topic("expiring", 1, retention_bytes=10_000).streams[0]
-    made = _mixed(store, eternal, expiring, 100)
+    made = _mixed(store, eternal, expiring, 60)
     stop = threading.Event()
     passes: list[int] = []
     failed: list[BaseException] = []
@@ -138,8 +138,8 @@ def test_readers_of_every_process_go_on_through_a_cleaning(opened: Opener, direc
     readers = [threading.Thread(target=read, args=(reader,)) for reader in (store, other)]
     for reader in readers:
         reader.start()
-    for _ in range(5):
-        _mixed(store, eternal, expiring, 20)
+    for _ in range(3):
+        _mixed(store, eternal, expiring, 4)
         store.clean()
     stop.set()
     for reader in readers:

@@ -22,7 +22,8 @@ store = Store.open(directory, durability=durability, segment_bytes=1 << 16)
 streams = store.topic("orders").streams
 turn = 0
 while True:
-    runs = [Run(s, [None] * 3, [b""] * 3, [b"%s-%d-%d" % (name.encode(), turn, i) for i in range(3)]) for s in streams]
+    values = [b"%s-%d-%d" % (name.encode(), turn, i) for i in range(3)]
+    runs = [Run(s, [None] * 3, [b""] * 3, values) for s in streams]
     done = store.append(runs)
     store.sync(done.end)
     os.write(1, b"%d\\n" % turn)
@@ -52,7 +53,6 @@ def _check_whole(store: Store, acknowledged: dict[str, int]) -> None:
 
 def _kill_writers(directory: Path, rounds: int, durability: str, seed: int) -> None:
     chance = random.Random(seed)
-    print("seed", seed)
     acknowledged: dict[str, int] = {}
     for turn in range(rounds):
         names = [f"a{turn}", f"b{turn}"]

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Opener, everything, put, values
+from conftest import everything, put, values
 
 from headwater import errors
 from headwater.log import control
@@ -68,21 +68,25 @@ def test_checking_a_directory_without_a_store_creates_nothing(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+def _try_reading(directory: Path) -> tuple[str | None, dict[str, list[tuple[int, bytes]]]]:
+    """What can be read, or the file that the error names."""
+    try:
+        return None, _read_all(directory)
+    except errors.StoreCorruptError as error:
+        return error.segment, {}
+
+
 def _flip_somewhere(directory: Path, content: dict[str, list[bytes]], path: Path, bit: int) -> None:
     """A flipped bit is harmless, or is named by reading, or at least never served; and can be repaired."""
     where = f"bit {bit} of {path.name}"
     _flip(path, bit)
     report = check(directory)
-    try:
-        found = _read_all(directory)
-    except errors.StoreCorruptError as error:
-        assert error.segment == path.name, where
-        assert not report.healthy, where
-    except errors.StoreVersionError:
-        assert path.name in (control.NAME, CATALOG), where
-        return
-    else:
+    named, found = _try_reading(directory)
+    if named is None:
         assert found == _expect(content), where
+    else:
+        assert named == path.name, where
+        assert not report.healthy, where
     removed = repair(directory)
     after = _read_all(directory)
     lost = 0
@@ -110,7 +114,6 @@ def _flip_somewhere(directory: Path, content: dict[str, list[bytes]], path: Path
 
 
 def _flip_often(directory: Path, rounds: int, seed: int) -> None:
-    print("seed", seed)
     chance = random.Random(seed)
     content = _make(directory)
     whole = directory.with_name("whole")
@@ -187,6 +190,8 @@ def test_a_half_written_segment_is_named_and_repaired(directory: Path) -> None:
 def test_a_missing_segment_is_reported(directory: Path, which: int) -> None:
     content = _make(directory)
     list_segments(directory)[which].path.unlink()
+    with pytest.raises(errors.StoreError, match=r"missing|active segment"):
+        _read_all(directory)
     report = check(directory)
     assert report.lost > 0
     repair(directory)
@@ -211,6 +216,29 @@ def test_a_catalog_beyond_help_gives_topics_the_names_of_their_streams(directory
     found = _read_all(directory)
     assert sorted(map(len, found.values())) == sorted(map(len, content.values()))
     assert all(name.startswith("recovered.") for name in found)
+
+
+def test_a_disk_that_refuses_to_sync_stops_the_store(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = _make(directory)
+    with Store.open(directory) as store:
+        stream = store.topic("orders").streams[0]
+
+        def refuse(fd: int) -> None:
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr("os.fdatasync", refuse)
+        with pytest.raises(errors.StoreError, match="refused an fsync"):
+            put(store, stream, b"unsure")
+        monkeypatch.undo()
+        with pytest.raises(errors.StoreError, match="repair"):
+            put(store, stream, b"later")
+        assert values(store, stream) == content["orders"]
+    with pytest.raises(errors.StoreError, match="repair"):
+        Store.open(directory)
+    repair(directory)
+    assert _read_all(directory)["orders"][: len(content["orders"])] == _expect(content)["orders"]
 
 
 def test_a_store_in_use_is_not_repaired(directory: Path) -> None:

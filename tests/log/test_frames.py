@@ -58,8 +58,7 @@ def test_any_flipped_bit_is_noticed() -> None:
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
         with pytest.raises((BadFrameError, AssertionError)):
-            decoded(bytes(flipped), 1)
-            decoded(bytes(flipped), 9)
+            [decoded(bytes(flipped), stream) for stream in (1, 9)]
 
 
 def test_a_frame_of_another_place_is_not_taken() -> None:

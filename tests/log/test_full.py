@@ -31,12 +31,16 @@ def test_a_full_disk_refuses_whole_messages_and_takes_more_when_there_is_room(sm
         ballast = small_disk / "ballast"
         ballast.write_bytes(bytes(1 << 19))
         written: list[bytes] = []
-        with pytest.raises(errors.StoreFullError, match=r"\.log.*free some space"):
+
+        def write_on() -> None:
             while True:
                 value = b"%d" % len(written) * 1000
                 done = store.append([Run(s, [None], [b""], [value]) for s in (first, second)])
                 store.sync(done.end)
                 written.append(value)
+
+        with pytest.raises(errors.StoreFullError, match=r"\.log.*free some space"):
+            write_on()
         with pytest.raises(errors.StoreFullError):
             put(store, first, bytes(100_000))
         with pytest.raises(errors.StoreFullError):

@@ -1,4 +1,4 @@
-"""Power cuts: what was not synced is dropped, zeroed or torn at any byte, and the machine has another boot id."""
+"""Power cuts: what was not synced is dropped, zeroed or torn at any byte, and the boot id is another."""
 
 import random
 import shutil
@@ -22,7 +22,7 @@ def _cut(directory: Path, store: Store, chance: random.Random) -> None:
     store.close()
     for name in list_segments(directory):
         start = 0 if name.first > durable >> 32 else durable & LOW if name.first == durable >> 32 else None
-        if start is not None:
+        if start is not None and start < name.path.stat().st_size:
             _spoil(name.path, start, chance)
     how = chance.randrange(4)
     if how == 0:
@@ -39,12 +39,11 @@ def _cut(directory: Path, store: Store, chance: random.Random) -> None:
 
 def _spoil(path: Path, start: int, chance: random.Random) -> None:
     size = path.stat().st_size
-    if start >= size:
-        return
     how = chance.randrange(5)
     cut = chance.randrange(start, size)
     if how == 4 and start == 0:
-        return path.unlink()
+        path.unlink()
+        return
     with open(path, "r+b") as file:
         if how == 0:
             file.truncate(start)
@@ -57,7 +56,6 @@ def _spoil(path: Path, start: int, chance: random.Random) -> None:
 
 
 def _cut_often(directory: Path, rounds: int, seed: int) -> None:
-    print("seed", seed)
     chance = random.Random(seed)
     boot = ANOTHER
     with Store.open(directory, create=True, boot=boot) as store:

@@ -8,7 +8,8 @@ import pytest
 from conftest import Opener, clock_from, everything, fill, put, values
 
 from headwater import errors
-from headwater.log import control, directory as directories
+from headwater.log import control
+from headwater.log import directory as directories
 from headwater.log.store import CursorCommit, Run, Store, TopicWanted
 
 
@@ -158,7 +159,7 @@ def test_a_read_only_directory_is_named(tmp_path: Path) -> None:
         subprocess.run(["mount", "-o", "remount,ro", place], check=True)
         with pytest.raises(errors.StoreError, match="writ"):
             Store.open(place / "store")
-        with pytest.raises(errors.StoreError, match="read-only|writ"):
+        with pytest.raises(errors.StoreError, match=r"read-only|writ"):
             Store.open(place / "another", create=True)
     finally:
         subprocess.run(["umount", place], check=True)
@@ -189,7 +190,7 @@ def test_a_forked_child_opens_its_own(opened: Opener, directory: Path) -> None:
         found.put("done")
 
     context = multiprocessing.get_context("fork")
-    found: "multiprocessing.Queue[object]" = context.Queue()
+    found: multiprocessing.Queue[object] = context.Queue()
     process = context.Process(target=child, args=(found,))
     with store._lock:  # even a lock that is held while forking stays the parent's alone
         process.start()

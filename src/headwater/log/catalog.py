@@ -9,6 +9,7 @@ under an old name shows nothing of the old one.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -61,6 +62,7 @@ class Catalog:
 
     def __init__(self, directory: Path, control: Control, lock: Lock, settle: Callable[[], None]) -> None:
         self._path, self._control, self._lock, self._settle = directory / NAME, control, lock, settle
+        self._refreshing = threading.Lock()
         self._seen = -1
         self._content = Content()
         self._topics: dict[str, TopicEntry] = {}
@@ -88,6 +90,13 @@ class Catalog:
         self._refresh()
         name, partition = self._places[stream]
         return self._topics[name].starts[partition]
+
+    def is_gone(self, stream: int, first: int, end: int) -> bool:
+        """Whether these offsets are known to be gone: expired, purged, or found lost by a repair."""
+        place = self.place(stream)
+        if place is None or self._topics[place[0]].starts[place[1]] >= end:
+            return True
+        return any(s == stream and f <= first and end <= e for s, f, e in self._content.holes)
 
     def create(self, wanted: Sequence[TopicWanted]) -> list[TopicEntry]:
         """Make those that are missing; the others stay as they are. Raises StoreFullError."""
@@ -163,8 +172,11 @@ class Catalog:
 
     def _refresh(self) -> None:
         seen = self._control.words[ctl.CATALOG]
-        if seen == self._seen:
-            return
+        if seen != self._seen:
+            with self._refreshing:
+                self._reload(seen)
+
+    def _reload(self, seen: int) -> None:
         self._content = read_catalog(self._path)
         with explained(self._path, "map the control file"):
             self._control.reach(self._content.free)

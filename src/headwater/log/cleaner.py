@@ -196,7 +196,7 @@ class Copy:
         buffer, at, header = found
         self._time, self._number = header.time, header.number
         kept = [
-            (run, segment.body(buffer, at, header, index, header.position + header.length))
+            (run, segment.body(buffer, at, header, run, index, header.position + header.length))
             for index, run in enumerate(frames.read_runs(buffer, at, header))
             if keep(run)
         ]

@@ -79,6 +79,7 @@ class Control:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._outgrown: list[tuple[mmap.mmap, memoryview[int]]] = []
         try:
             self._map()
         except BaseException:
@@ -126,8 +127,9 @@ class Control:
     def close(self) -> None:
         """Unmap. Idempotent."""
         if self._fd >= 0:
-            self.words.release()
-            self._mmap.close()
+            for mapped, words in (*self._outgrown, (self._mmap, self.words)):
+                words.release()
+                mapped.close()
             os.close(self._fd)
             self._fd = -1
 
@@ -234,10 +236,10 @@ class Control:
         now = os.fstat(self._fd).st_size
         if now < size:
             allocate(self._fd, now, size - now)
-        old, words = self._mmap, self.words
+        self._outgrown.append(
+            (self._mmap, self.words)
+        )  # other threads may be using them; they are the same words
         self._map()
-        words.release()
-        old.close()
 
 
 def allocate(fd: int, start: int, length: int) -> None:

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, starmap
 from struct import Struct, unpack_from
-from typing import Final, NamedTuple
+from typing import Final
 from zlib import crc32
 
 import msgspec
@@ -88,7 +88,7 @@ class BadFrameError(Exception):
         self.position, self.reason = position, reason
 
 
-class Header(NamedTuple):
+class Header(msgspec.Struct, gc=False):
     """The fixed part of a frame."""
 
     magic: int
@@ -104,7 +104,7 @@ class Header(NamedTuple):
     durable: int
 
 
-class RunEntry(NamedTuple):
+class RunEntry(msgspec.Struct, gc=False):
     """Where and what one run is. `start` counts from the frame's first byte."""
 
     stream: int
@@ -181,12 +181,20 @@ def stamp(
 ) -> bytes:
     """The meta of a draft that found its place; its body follows as it is."""
     runs, cursors = len(bases), len(draft.cursors)
-    fixed = draft.meta_length, draft.length, segment, position, runs, cursors, time, number, durable
-    table = zip(draft.streams, draft.counts, bases, previous, draft.starts, draft.crcs, draft.columns, strict=True)
     if runs == 1 and not cursors:
-        checked = _CHECKED_AND_RUN.pack(*fixed, *next(table))
+        checked = _CHECKED_AND_RUN.pack(
+            draft.meta_length, draft.length, segment, position, 1, 0, time, number, durable,
+            draft.streams[0], draft.counts[0], bases[0], previous[0], draft.starts[0], draft.crcs[0],
+            draft.columns[0],
+        )  # fmt: skip
     else:
-        checked = b"".join((_CHECKED.pack(*fixed), *(RUN.pack(*entry) for entry in table), draft.cursor_bytes))
+        fixed = _CHECKED.pack(
+            draft.meta_length, draft.length, segment, position, runs, cursors, time, number, durable
+        )
+        table = map(
+            RUN.pack, draft.streams, draft.counts, bases, previous, draft.starts, draft.crcs, draft.columns
+        )
+        checked = b"".join((fixed, *table, draft.cursor_bytes))
     return _UNCHECKED.pack(MAGIC, crc32(checked)) + checked
 
 
@@ -225,6 +233,8 @@ def encode_body(keys: Sequence[bytes | None], headers: Sequence[bytes], values: 
 
 
 def _lengths(items: Sequence[bytes]) -> tuple[int, bytes]:
+    if len(items) == 1 and len(items[0]) < 1 << 16:
+        return _SHORT, len(items[0]).to_bytes(2, "little")
     try:
         return _SHORT, array("H", map(len, items)).tobytes()
     except OverflowError:
@@ -278,7 +288,7 @@ def read_header(buffer: bytes, at: int, segment: int, position: int) -> Header:
     """
     if at + HEADER.size > len(buffer):
         raise BadFrameError(position, "the file ends inside a frame's header")
-    header = Header._make(HEADER.unpack_from(buffer, at))
+    header = Header(*HEADER.unpack_from(buffer, at))
     if header.magic != MAGIC:
         raise BadFrameError(position, "no frame begins here")
     if header.segment != segment or header.position != position:
@@ -300,13 +310,13 @@ def verify_meta(buffer: bytes, at: int, header: Header) -> None:
 
 def read_run(buffer: bytes, at: int, index: int) -> RunEntry:
     """An entry of the run table of the frame at `at`."""
-    return RunEntry._make(RUN.unpack_from(buffer, at + HEADER.size + RUN.size * index))
+    return RunEntry(*RUN.unpack_from(buffer, at + HEADER.size + RUN.size * index))
 
 
 def read_runs(buffer: bytes, at: int, header: Header) -> Iterator[RunEntry]:
     """The whole run table."""
     first = at + HEADER.size
-    return map(RunEntry._make, RUN.iter_unpack(buffer[first : first + RUN.size * header.runs]))
+    return starmap(RunEntry, RUN.iter_unpack(buffer[first : first + RUN.size * header.runs]))
 
 
 def run_end(buffer: bytes, at: int, header: Header, index: int) -> int:

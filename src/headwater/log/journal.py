@@ -70,6 +70,7 @@ class Journal:
         self._pid = os.getpid()
         self._syncing = threading.Lock()
         self._segment, self._fd = -1, -1  # the segment written to
+        self._last: State = (-1, 0, 0, 0)  # the last state whose effects were seen through
         self._reader: Segment | None = None  # the same one, for verifying
         self._verified: set[int] = set()  # streams whose head was found to agree with the journal
 
@@ -90,12 +91,9 @@ class Journal:
         with self.lock:
             words = self.control.words
             words[ctl.OWNER] = self._pid
-            self.settle()
-            if guard is not None:
-                guard()
-            number, end, frame, last = self.control.state()
-            if words[ctl.FAILED]:
-                self.control.check()
+            if words[ctl.COMMIT] != self._last[0] or words[ctl.FAILED]:
+                self._catch_up()
+            number, end, frame, last = self._last
             if now < last:
                 now = last
             bases, previous = self._places(draft, end >> 32)
@@ -109,12 +107,22 @@ class Journal:
             self._write(segment, position, meta, draft)
             behind = end + draft.length
             self.control.commit(number, behind, end, now)
-            self._apply(zip(draft.streams, draft.counts, bases, draft.sizes, strict=True), end, number, draft.cursors)
+            self._apply(
+                zip(draft.streams, draft.counts, bases, draft.sizes, strict=True), end, number, draft.cursors
+            )
+            self._last = number, behind, end, now
             if self._process_only:
                 words[ctl.VISIBLE] = seal(behind)
         if draft.order is not None:
             bases = [bases[place] for place in draft.order]
         return Committed(bases, now / 1e6, behind)
+
+    def _catch_up(self) -> None:
+        """Know the state that another process left. Under the lock."""
+        self.settle()
+        if self.control.words[ctl.FAILED]:
+            self.control.check()
+        self._last = self.control.state()
 
     def _places(self, draft: Draft, segment: int) -> tuple[list[int], list[int]]:
         words, verified = self.control.words, self._verified

@@ -22,7 +22,7 @@ from ..errors import StoreCorruptError, StoreError
 from . import control as ctl
 from . import frames
 from .control import HEAD, HEADS, LOW, RETIRED, Control, unseal
-from .directory import SegmentName, explain, explained, list_segments
+from .directory import SegmentName, explain, explained, list_segments, segment_path
 from .frames import BadFrameError, Chunk
 from .segments import Segment, SegmentHeader
 
@@ -51,8 +51,15 @@ class _Index:
 class Reader:
     """Reads streams of one store, up to what readers may see. Safe for several threads."""
 
-    def __init__(self, directory: Path, control: Control, describe: Callable[[int, int, int | None], str]) -> None:
-        self._directory, self._control, self._describe = directory, control, describe
+    def __init__(
+        self,
+        directory: Path,
+        control: Control,
+        describe: Callable[[int, int, int | None], str],
+        is_gone: Callable[[int, int, int], bool],
+    ) -> None:
+        self._directory, self._control = directory, control
+        self._describe, self._is_gone = describe, is_gone
         self._lock = threading.Lock()
         self._names: list[SegmentName] = []
         self._firsts: list[int] = []
@@ -60,7 +67,7 @@ class Reader:
         self._segments: OrderedDict[int, Segment] = OrderedDict()
         self._indexes: OrderedDict[tuple[int, int], _Index] = OrderedDict()
         self._indexed = 0
-        self._half_read: OrderedDict[int, tuple[int, Chunk]] = OrderedDict()
+        self._half_read: OrderedDict[int, tuple[tuple[int, int], Chunk]] = OrderedDict()
 
     def close(self) -> None:
         """Idempotent."""
@@ -137,22 +144,47 @@ class Reader:
     def _read(self, stream: int, offset: int, limit: int, max_bytes: int) -> list[Chunk]:
         chunks: list[Chunk] = []
         visible = unseal(self._control.words[ctl.VISIBLE])
-        last = number = self._relist(visible)
-        if self._start(last, stream) > offset:
-            number = max(0, self._bisect(last, lambda i: self._start(i, stream) <= offset))
+        last = self._relist(visible)
+        number = self._holding(stream, offset, last)
         while number <= last:
             index = self._index(number, stream)
             seen = self._seen_of(index, number, visible)
+            segment, end = self._segment(number), self._limit(number)
             for i in range(bisect_right(index.ends, offset), seen):
-                chunk = self._decode(number, index, i, stream, offset, limit)
+                position = index.positions[i]
+                chunk = self._half(stream, number, position)
+                if chunk is None:
+                    try:
+                        chunk = _decode(segment, position, stream, end)
+                    except BadFrameError as error:
+                        raise self._damaged_frame(number, error, stream, index, i) from error
+                if offset < chunk.base:
+                    self._check_gap(number, stream, offset, chunk.base)
+                if offset > chunk.base or limit < len(chunk.values):
+                    chunk = self._part(stream, number, position, chunk, offset, limit)
                 chunks.append(chunk)
                 count = len(chunk.values)
                 offset, limit = chunk.base + count, limit - count
                 max_bytes -= sum(map(len, chunk.values))
                 if limit <= 0 or max_bytes <= 0:
                     return chunks
-            number += 1
+            number = max(number + 1, self._holding(stream, offset, last))
+        if not chunks:
+            self._check_gap(last, stream, offset, self._latest(stream, visible))
         return chunks
+
+    def _check_gap(self, number: int, stream: int, first: int, end: int) -> None:
+        """Raise StoreCorruptError if offsets are not there and nobody knows why."""
+        if first < end and not self._is_gone(stream, first, end):
+            name = self._names[number].path.name
+            what = f"records before this are missing; {self._describe(stream, first, end)}"
+            raise StoreCorruptError(self._directory, name, 0, what)
+
+    def _holding(self, stream: int, offset: int, last: int) -> int:
+        """The only segment that can hold an offset of a stream: the last that began before it came."""
+        if self._start(last, stream) <= offset:
+            return last
+        return max(0, self._bisect(last, lambda i: self._start(i, stream) <= offset))
 
     def _retried(self, look: Callable[[], _T]) -> _T:
         """Look again where a segment was replaced in the meantime."""
@@ -164,27 +196,16 @@ class Reader:
                     self._seen = -1
         raise StoreError(self._directory, "segments vanish while they are read: is something else deleting files here?")
 
-    def _decode(self, number: int, index: _Index, i: int, stream: int, offset: int, limit: int) -> Chunk:
-        position = self._names[number].first << 32 | index.positions[i]
+    def _half(self, stream: int, number: int, position: int) -> Chunk | None:
+        """A run that was decoded before and not taken as a whole."""
         kept = self._half_read.get(stream)
-        if kept is not None and kept[0] == position:
-            whole = kept[1]
-        else:
-            buffer, at, header = self._frame(number, index, i, stream)
-            found = frames.find_run(buffer, at, header, stream)
-            run = frames.read_run(buffer, at, found)
-            try:
-                body = self._segment(number).body(buffer, at, header, found, self._limit(number))
-            except BadFrameError as error:
-                raise self._damaged(number, error, stream, run.base, run.base + run.records) from error
-            columns = frames.decode_body(body, run.records, run.columns)
-            whole = Chunk(run.base, header.time / 1e6, *columns)
+        return kept[1] if kept is not None and kept[0] == (self._names[number].first, position) else None
+
+    def _part(self, stream: int, number: int, position: int, whole: Chunk, offset: int, limit: int) -> Chunk:
         low = max(0, offset - whole.base)
         high = low + limit
-        if low == 0 and high >= len(whole.values):
-            return whole
         if high < len(whole.values):
-            self._half_read[stream] = position, whole
+            self._half_read[stream] = (self._names[number].first, position), whole
             if len(self._half_read) > _HALF_READ:
                 self._half_read.popitem(last=False)
         else:
@@ -255,8 +276,13 @@ class Reader:
         try:
             return self._segment(number).frame(index.positions[i], self._limit(number))
         except BadFrameError as error:
-            first = index.ends[i - 1] if i else self._start(number, stream)
-            raise self._damaged(number, error, stream, first, index.ends[i]) from error
+            raise self._damaged_frame(number, error, stream, index, i) from error
+
+    def _damaged_frame(
+        self, number: int, error: BadFrameError, stream: int, index: _Index, i: int
+    ) -> StoreCorruptError:
+        first = index.ends[i - 1] if i else self._start(number, stream)
+        return self._damaged(number, error, stream, first, index.ends[i])
 
     def _bisect(self, last: int, before: Callable[[int], bool]) -> int:
         """The last segment for which `before` holds, -1 if there is none."""
@@ -322,6 +348,9 @@ class Reader:
         with explained(self._directory, "list the segments"):
             names = list_segments(self._directory)
         active = self._control.end >> 32
+        if not any(name.first <= active <= name.last for name in names):
+            missing = segment_path(self._directory, active).name
+            raise StoreCorruptError(self._directory, missing, 0, "the active segment is missing")
         self._names = [name for name in names if name.first <= active]
         self._firsts = [name.first for name in self._names]
         same = {name.first: name.path for name in self._names}
@@ -350,3 +379,14 @@ class Reader:
     ) -> StoreCorruptError:
         affected = f"{error.reason}; {self._describe(stream, first or 0, end)}"
         return StoreCorruptError(self._directory, self._names[number].path.name, error.position, affected)
+
+
+def _decode(segment: Segment, position: int, stream: int, limit: int) -> Chunk:
+    """A stream's run in the frame at this byte."""
+    buffer, at, header = segment.frame(position, limit)
+    index = frames.find_run(buffer, at, header, stream)
+    if index < 0:
+        raise BadFrameError(position, "a stream's frame does not hold it")
+    run = frames.read_run(buffer, at, index)
+    body = segment.body(buffer, at, header, run, index, limit)
+    return Chunk(run.base, header.time / 1e6, *frames.decode_body(body, run.records, run.columns))

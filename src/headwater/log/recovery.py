@@ -197,8 +197,8 @@ def _walk(directory: Path, chain: list[SegmentName], durable: int) -> tuple[int,
             for buffer, at, found in segment.scan(position, end):
                 if found.number != number + 1:
                     raise BadFrameError(position, f"commit {found.number} lies where {number + 1} should be")
-                for index in range(found.runs):
-                    segment.body(buffer, at, found, index, end)
+                for index, run in enumerate(frames.read_runs(buffer, at, found)):
+                    segment.body(buffer, at, found, run, index, end)
                 heads.follow(buffer, at, found)
                 number, time = found.number, max(time, found.time)
                 position += found.length

@@ -253,9 +253,8 @@ class Segment:
         frames.verify_meta(buffer, at, header)
         return buffer, at, header
 
-    def body(self, buffer: bytes, at: int, header: Header, index: int, limit: int) -> bytes:
-        """The body of the run at `index` of a frame that `frame` gave."""
-        run = frames.read_run(buffer, at, index)
+    def body(self, buffer: bytes, at: int, header: Header, run: RunEntry, index: int, limit: int) -> bytes:
+        """The body of a run, at `index` in a frame that `frame` gave."""
         length = frames.run_end(buffer, at, header, index) - run.start
         position = header.position + run.start
         if length >= _DIRECT:

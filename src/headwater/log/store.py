@@ -68,7 +68,7 @@ class Store:
         self._clock, self._segment_bytes = journal.clock, journal.segment_bytes
         self._control, self._lock, self._journal = control, lock, journal
         self._catalog = Catalog(directory, control, lock, journal.settle)
-        self._reader = Reader(directory, control, self._describe)
+        self._reader = Reader(directory, control, self._describe, self._catalog.is_gone)
         _open_stores.add(self)
 
     @classmethod
