@@ -9,9 +9,8 @@ import typer
 
 from .. import __version__
 from ..errors import HeadwaterError
-from . import cluster, dead, groups, log, messages, topics
+from . import cluster, dead, groups, log, messages, run, topics
 from .output import Failure, tell_failure
-from .run import run
 
 HELP = """Run services on event streams, and look after their topics, groups and messages.
 
@@ -44,7 +43,7 @@ def _options(
     """Options before any command."""
 
 
-app.command()(run)
+app.command()(run.run)
 app.command()(messages.publish)
 app.command()(messages.request)
 app.command()(messages.tail)

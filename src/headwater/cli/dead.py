@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from ..broker import Broker
 from ..dead import DeadLetter, Place
+from ..message import ATTEMPTS, EXCEPTION, GROUP, OFFSET, PARTITION, REASON, TOPIC
 from ..topics import DEAD_SUFFIX, dead_topic
 from .output import Columns, Failure, confirm, note, plain, show, show_details, show_json, write
 from .parameters import AsJson, Target, TopicName, Yes, read_place
@@ -153,6 +154,9 @@ def _say(count: int, done: str, topic: str, as_json: bool) -> None:
         write(f"{done} {count} dead {'letter' if count == 1 else 'letters'} of {topic}\n")
 
 
+_SHOWN: Final = frozenset((REASON, EXCEPTION, TOPIC, PARTITION, OFFSET, ATTEMPTS, GROUP))
+
+
 def _details(letter: DeadLetter) -> list[tuple[str, object]]:
     origin = f"{letter.topic}[{letter.original_partition}]@{letter.original_offset}"
     return [
@@ -164,7 +168,7 @@ def _details(letter: DeadLetter) -> list[tuple[str, object]]:
         ("reason", letter.reason),
         ("exception", letter.exception),
         ("key", letter.key),
-        ("headers", [f"{name}={value}" for name, value in letter.headers.items()]),
+        ("headers", [f"{name}={value}" for name, value in letter.headers.items() if name not in _SHOWN]),
         ("body", plain(letter.body)),
     ]
 

@@ -135,7 +135,7 @@ def _draw_text(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 
 def _is_numeric(rows: Sequence[Sequence[object]], index: int) -> bool:
-    return all(row[index] is None or (isinstance(row[index], int | float)) for row in rows)
+    return all(row[index] is None or type(row[index]) in (int, float) for row in rows)
 
 
 def _cell(value: object) -> str:

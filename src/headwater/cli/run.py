@@ -8,20 +8,25 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from ..app import App
 from ..errors import ConfigurationError, HeadwaterError
-from ..observe.logs import configure_logging
-from .cord import MARGIN, WorkerEnd
+from ..observe.logs import JsonFormatter, configure_logging
+from . import cord
+from .cord import WorkerEnd
 from .output import Failure, tell_failure
 from .supervisor import BACKOFF, QUICK_DEATHS, SETTLED, supervise
 from .target import USAGE, is_url, load_app
+
+_log = logging.getLogger("headwater")
+EXIT_PATIENCE: Final = 5.0  # seconds for the interpreter to end once the app has stopped
 
 
 class LogLevel(StrEnum):
@@ -45,7 +50,7 @@ signal stops at once. Exits 0 after SIGTERM, 130 after Ctrl-C, 1 if the app fail
 With --workers N a supervisor starts N fresh interpreters. A worker that dies is started again after
 {BACKOFF[0]:g} s, then twice as long each time, at most {BACKOFF[1]:g} s; one that was ready for {SETTLED:g} s starts
 over with the count. After {QUICK_DEATHS} quick deaths in a row of one worker the supervisor gives up and exits 1.
-Workers that do not stop within graceful_timeout + {MARGIN:g} s are killed. When the supervisor itself is killed, its
+Workers that do not stop within graceful_timeout + {cord.MARGIN:g} s are killed. When the supervisor itself is killed, its
 workers stop gracefully."""
 
 
@@ -91,7 +96,7 @@ run.__doc__ = HELP
 def serve(app: App, end: WorkerEnd | None) -> None:
     """Run the app in this process, and exit as the signal or the failure that stopped it wants."""
     if end is not None:
-        end.hold(app.graceful_timeout + MARGIN)
+        end.hold(app.graceful_timeout + cord.MARGIN)
         app.after_startup(end.tell_ready)
     code = 0
     try:
@@ -99,7 +104,7 @@ def serve(app: App, end: WorkerEnd | None) -> None:
     except Exception as error:
         if end is not None and isinstance(error, ConfigurationError):
             end.tell_hopeless()
-        _tell(app, error)
+        _tell(error)
         code = 1
     else:
         code = _exit_code(app.stopped_by, supervised=end is not None)
@@ -117,20 +122,26 @@ def _exit_code(stopped_by: signal.Signals | None, *, supervised: bool) -> int:
     return 128 + stopped_by
 
 
-def _tell(app: App, error: Exception) -> None:
+def _tell(error: Exception) -> None:
     """Say in one line why the app failed; with the traceback when debugging."""
     root = logging.getLogger()
     reason = str(error) if isinstance(error, HeadwaterError) else f"{type(error).__qualname__}: {error}"
-    if root.isEnabledFor(logging.DEBUG):
+    debugging = root.isEnabledFor(logging.DEBUG)
+    if any(isinstance(handler.formatter, JsonFormatter) for handler in root.handlers):
+        _log.critical(reason, exc_info=error if debugging else None)  # whoever reads JSON reads nothing else
+        return
+    if debugging:
         traceback.print_exception(error)
     tell_failure(reason)
 
 
 def _leave(code: int) -> None:
-    """Exit, though a thread that outlived the graceful timeout may still run in some handler."""
-    logging.shutdown()
-    stuck = [one for one in threading.enumerate() if one is not threading.main_thread() and not one.daemon]
-    if stuck:
-        sys.stdout.flush()
+    """Exit, within bounds: a thread still busy in a handler that outlived `graceful_timeout` would hold us for ever."""
+
+    def force() -> None:
+        time.sleep(EXIT_PATIENCE)
+        tell_failure(f"threads were still at work {EXIT_PATIENCE:g} s after the app had stopped: left without them")
         os._exit(code)
+
+    threading.Thread(target=force, name="headwater exit", daemon=True).start()
     raise typer.Exit(code)

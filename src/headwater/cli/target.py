@@ -200,7 +200,9 @@ async def _ask(connecting: AbstractAsyncContextManager[Broker], work: Callable[[
         except TopicNotFoundError as error:
             raise TopicNotFoundError(error.topic, await _near_topics(broker, error.topic)) from error
         except GroupNotFoundError as error:
-            raise Failure(f"{error}{await _near_groups(broker, error.group)}") from error
+            if hint := await _near_groups(broker, error.group):
+                raise Failure(f"there is no group {error.group!r}: {hint}") from error
+            raise
 
 
 def _broker_of(target: str, creates: bool) -> AbstractAsyncContextManager[Broker]:
@@ -235,8 +237,7 @@ async def _near_groups(broker: Broker, name: str) -> str:
         groups = [group.name for group in await broker.admin.groups.list()]
     except HeadwaterError:
         return ""
-    hint = _did_you_mean(name, groups)
-    return hint and f": {hint}"
+    return _did_you_mean(name, groups)
 
 
 def _did_you_mean(name: str, known: list[str]) -> str:
