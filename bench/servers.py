@@ -50,7 +50,7 @@ def nats(*, sync_always: bool = False) -> Iterator[int]:
         port = free_port()
         config = Path(data) / "nats.conf"
         sync = "sync_interval: always" if sync_always else ""
-        config.write_text(f'listen: "127.0.0.1:{port}"\njetstream {{ store_dir: "{data}/js" {sync} }}\n')
+        config.write_text(f'listen: "127.0.0.1:{port}"\njetstream {{\n store_dir: "{data}/js"\n {sync}\n}}\n')
         with _running([command, "-c", str(config)], port):
             yield port
 
