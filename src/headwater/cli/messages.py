@@ -58,7 +58,7 @@ def publish(
         if as_json:
             show_json(_fields(receipt) for receipt in receipts)
         else:
-            write(f"{_place(receipts[0])}\n")
+            write(f"{_place(receipts[0])}{f', in {delay:g} s' if delay else ''}\n")
 
     async def lines(broker: Broker) -> None:
         published: list[dict[str, Any]] = []

@@ -26,7 +26,7 @@ from .supervisor import BACKOFF, QUICK_DEATHS, SETTLED, supervise
 from .target import USAGE, is_url, load_app
 
 _log = logging.getLogger("headwater")
-EXIT_PATIENCE: Final = 5.0  # seconds for the interpreter to end once the app has stopped
+EXIT_PATIENCE: Final = 3.0  # seconds for the interpreter to end once the app has stopped
 
 
 class LogLevel(StrEnum):
@@ -50,8 +50,8 @@ signal stops at once. Exits 0 after SIGTERM, 130 after Ctrl-C, 1 if the app fail
 With --workers N a supervisor starts N fresh interpreters. A worker that dies is started again after
 {BACKOFF[0]:g} s, then twice as long each time, at most {BACKOFF[1]:g} s; one that was ready for {SETTLED:g} s starts
 over with the count. After {QUICK_DEATHS} quick deaths in a row of one worker the supervisor gives up and exits 1.
-Workers that do not stop within graceful_timeout + {cord.MARGIN:g} s are killed. When the supervisor itself is killed, its
-workers stop gracefully."""
+Workers that do not stop within graceful_timeout + {cord.MARGIN:g} s are killed. When the supervisor itself is killed,
+its workers stop gracefully."""
 
 
 def run(
@@ -78,14 +78,7 @@ def run(
             raise Failure(
                 f"{target} is a URL, and this wants an app: give module:app, and the URL with --broker", USAGE
             )
-        options = [
-            "--log-level",
-            log_level.value,
-            "--log-format",
-            log_format.value,
-            *(["--factory"] if factory else []),
-        ]
-        command = [sys.executable, "-m", "headwater", "run", target, *options]
+        command = [sys.executable, "-m", "headwater", *sys.argv[1:]]  # a worker is this same command, on a cord
         raise typer.Exit(supervise(command, workers, watch=Path.cwd() if reload else None))
     serve(load_app(target, factory=factory), end)
 

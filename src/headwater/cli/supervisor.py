@@ -27,8 +27,9 @@ _log = logging.getLogger("headwater.supervisor")
 class Worker:
     """One worker process, and what it said of itself."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, loaded: asyncio.Event) -> None:
         self.number = number
+        self._loaded = loaded
         self.hopeless = False
         self.dismissed = False
         self.killed = False
@@ -63,6 +64,7 @@ class Worker:
         word, _, rest = words.partition(" ")
         if word == cord.LOADED:
             self._patience = float(rest)
+            self._loaded.set()
         elif word == cord.READY:
             self._ready_at = time.monotonic()
             _log.info("%s is ready", self)
@@ -114,6 +116,7 @@ class Supervisor:
         self._workers: dict[int, Worker] = {}
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()  # another one after each change
+        self._loaded = asyncio.Event()  # some worker could load the app
         self._code = 0
 
     async def run(self) -> int:
@@ -144,9 +147,11 @@ class Supervisor:
 
     async def _keep(self, number: int) -> None:
         deaths = 0
+        if number > 0:  # the first one tells whether there is an app to run, and what is wrong once, not N times
+            await _first_of(self._stopping, self._loaded)
         while not self._stopping.is_set():
             changed = self._changed
-            worker = Worker(number)
+            worker = Worker(number, self._loaded)
             try:
                 code = await self._outlive(worker)
             except OSError as error:  # no process to be had

@@ -119,7 +119,7 @@ def _described(found: Any) -> str:
     return f"{article} {kind.__name__}" + ("" if kind.__module__ == "builtins" else f" (from {kind.__module__})")
 
 
-def _suggestion(target: str, module: ModuleType, wanted: str = "") -> str:
+def _suggestion(target: str, module: ModuleType, wanted: str = "app") -> str:
     """The command that would have worked, from the apps this module has."""
     apps = _apps_in(module)
     if not apps:
