@@ -11,7 +11,7 @@ from ..broker import Broker
 from ..dead import DeadLetter, Place
 from ..message import ATTEMPTS, EXCEPTION, GROUP, OFFSET, PARTITION, REASON, TOPIC
 from ..topics import DEAD_SUFFIX, dead_topic
-from .output import Columns, Failure, confirm, note, plain, show, show_details, show_json, write
+from .output import Columns, Failure, confirm, counted, note, plain, show, show_details, show_json, write
 from .parameters import AsJson, Target, TopicName, Yes, read_place
 from .target import ask
 
@@ -151,7 +151,7 @@ def _say(count: int, done: str, topic: str, as_json: bool) -> None:
     if as_json:
         show_json([{"topic": topic, done: count}])
     else:
-        write(f"{done} {count} dead {'letter' if count == 1 else 'letters'} of {topic}\n")
+        write(f"{done} {counted(count, 'dead letter')} of {topic}\n")
 
 
 _SHOWN: Final = frozenset((REASON, EXCEPTION, TOPIC, PARTITION, OFFSET, ATTEMPTS, GROUP))

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import typer
 
 from ..engines import path_of
-from .output import Columns, Failure, confirm, show, show_details, show_json, size
+from .output import Columns, Failure, confirm, counted, show, show_details, show_json, size
 from .parameters import AsJson, Yes
 from .target import is_url
 
@@ -46,7 +46,8 @@ def repair_log(directory: Directory, yes: Yes = False, as_json: AsJson = False) 
     if not found.healthy:
         if not as_json:
             show(found.damages, _DAMAGES, as_json=False)
-        confirm(f"remove {len(found.damages)} damaged places and the {found.lost} messages lost in them", yes=yes)
+        lost = f"{counted(found.lost, 'message')} lost there"
+        confirm(f"remove {counted(len(found.damages), 'damaged place')} and the {lost}", yes=yes)
     done = repair(path)
     if as_json:
         show_json([done])

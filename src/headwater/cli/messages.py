@@ -22,7 +22,7 @@ from ..errors import NotSupportedError
 from ..message import Headers, Message, Outgoing, Receipt
 from ..stream import Stream
 from ..topics import is_pattern, match
-from .output import leave_quietly, note, plain, show_json, to_json, write
+from .output import counted, leave_quietly, note, plain, show_json, to_json, write
 from .parameters import AsJson, Target, TopicName, read_headers, read_start
 from .target import ask
 
@@ -72,7 +72,7 @@ def publish(
         if as_json:
             show_json(published)
         else:
-            write(f"published {count} {'message' if count == 1 else 'messages'} to {topic}\n")
+            write(f"published {counted(count, 'message')} to {topic}\n")
 
     if value == "-" and sys.stdin.isatty():
         note("a message a line; Ctrl-D ends")

@@ -171,6 +171,11 @@ def duration(value: timedelta) -> str:
     return f"{seconds:g}s"
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 message`, `2 messages`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def size(count: int | None) -> str | None:
     """A number of bytes for people: 1.5 MiB."""
     if count is None:

@@ -9,7 +9,7 @@ import typer
 
 from ..admin import PartitionInfo, TopicInfo
 from ..broker import Broker
-from .output import Columns, Failure, confirm, note, plain, show, show_details, show_json, size
+from .output import Columns, Failure, confirm, counted, note, plain, show, show_details, show_json, size
 from .parameters import (
     FOREVER,
     AsJson,
@@ -133,7 +133,7 @@ def delete_topic(target: Target, topic: TopicName, yes: Yes = False, as_json: As
 
     async def delete(broker: Broker) -> TopicInfo:
         info = await broker.admin.topics.describe(topic)
-        confirm(f"delete topic {topic!r} and its {info.messages} messages", yes=yes)
+        confirm(f"delete topic {topic!r} and its {counted(info.messages, 'message')}", yes=yes)
         await broker.admin.topics.delete(topic)
         return info
 
@@ -157,12 +157,12 @@ def purge_topic(
     async def purge(broker: Broker) -> TopicInfo:
         info = await broker.admin.topics.describe(topic)
         part = "all" if bound is None else "some"
-        confirm(f"purge {part} of the {info.messages} messages of topic {topic!r}", yes=yes)
+        confirm(f"purge {part} of the {counted(info.messages, 'message')} of topic {topic!r}", yes=yes)
         await broker.admin.topics.purge(topic, before=bound)
         return await broker.admin.topics.describe(topic)
 
     info = ask(target, purge)
-    _say_gone(info, f"purged {topic}: {info.messages} messages are left", as_json)
+    _say_gone(info, f"purged {topic}: {counted(info.messages, 'message')} left", as_json)
 
 
 def _say_gone(info: TopicInfo, text: str, as_json: bool) -> None:
