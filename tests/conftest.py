@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
 import pytest
+
+from headwater import Broker
+from headwater.engines.memory import CAPABILITIES, MemoryEngine
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture
+def less_capable() -> Callable[..., Broker]:
+    """Makes a broker in memory whose engine says it can do less: `less_capable(groups=False)`."""
+
+    def make(**changes: Any) -> Broker:
+        broker = Broker()
+        capabilities = msgspec.structs.replace(CAPABILITIES, **changes)
+        broker.replace_engine(MemoryEngine(capabilities=lambda _source: capabilities))
+        return broker
+
+    return make

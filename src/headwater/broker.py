@@ -188,6 +188,8 @@ class Broker:
         if outbox is None:
             raise NotConnectedError(str(self))
         encode(outgoing, self.codec)
+        if outbox.alone:
+            return await outbox.publish_alone(outgoing, timeout)
         if outbox.full:
             await outbox.room(timeout, topic)
         return await outbox.put(outgoing, timeout)

@@ -136,7 +136,7 @@ class Consumer:
         send: Sends,
     ) -> Call:
         for publisher in publishers:
-            publisher.check(handler.name, subscriber.topics)
+            publisher.check(handler.name, subscriber.topics, batch=subscriber.batch is not None)
         call = compose(subscriber.middleware, handler.call)
         if subscriber.exactly_once:
             call = transacting(call, publishers, subscriber.topics, self._commit)

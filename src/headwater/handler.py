@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
+from operator import attrgetter
 from typing import Any, get_args, get_origin
 
 import msgspec
@@ -125,8 +126,9 @@ class Handler:
         positional = [gets[parameter.name] for parameter in parameters if not parameter.keyword]
         keywords = {parameter.name: gets[parameter.name] for parameter in parameters if parameter.keyword}
         function = unwrapped(self.function)
-        if not steps and positional == [value] and not keywords and inspect.iscoroutinefunction(function):
-            return _only_body(self.function, value)
+        bare = not steps and not keywords and positional == [value] and not self.batch
+        if bare and inspect.iscoroutinefunction(function):
+            return _only_body(self.function, attrgetter("value") if self.shares_value else self.decode)
         bound = bind(self.function, positional, keywords)
         if inspect.iscoroutinefunction(function):
             return _awaited(bound, steps)
@@ -160,9 +162,10 @@ def _field(value: Get, name: str) -> Get:
     return get
 
 
-def _only_body(function: Callable[..., Any], value: Get) -> Call:
+def _only_body(function: Callable[..., Any], decode: Decode | None) -> Call:
     """The commonest handler: nothing but the body, so nothing but the call."""
-    return lambda work: function(value(work, ()))  # type: ignore[arg-type]  # this getter reads no values
+    assert decode is not None
+    return lambda message: function(decode(message))
 
 
 async def _run_steps(steps: Sequence[Step], work: Any, values: list[Any]) -> None:

@@ -42,10 +42,12 @@ class Headers(Mapping[str, str]):
     `get_bytes` untouched; as text their undecodable bytes are escaped.
     """
 
-    __slots__ = ("_items", "_map", "control")
+    __slots__ = ("_items", "_map", "content_type", "control")
 
     control: bool
     """Whether some header asks the core for something before the handler runs."""
+    content_type: bytes | None
+    """The value of `content-type`, looked up once: the same headers come with many messages."""
 
     def __init__(self, items: HeadersLike = ()) -> None:
         pairs = items.items() if isinstance(items, Mapping) else items
@@ -53,6 +55,7 @@ class Headers(Mapping[str, str]):
             (name, value.encode() if isinstance(value, str) else bytes(value)) for name, value in pairs
         )
         self._map: dict[str, bytes] = dict(self._items)
+        self.content_type = self._map.get(CONTENT_TYPE)
         self.control = not _CONTROL.isdisjoint(self._map)
 
     def __getitem__(self, name: str) -> str:
@@ -227,8 +230,11 @@ class Message(msgspec.Struct, eq=False):
         """Acknowledge: this message is done. Only under `ack="manual"`."""
         await self._settle_with().ack(self)
 
-    async def nack(self, delay: float = 0.0) -> None:
-        """Give it back, to be handled again after `delay` seconds. Only under `ack="manual"`."""
+    async def nack(self, delay: float | None = None) -> None:
+        """Give it back, to be handled again after `delay` seconds, by default after the wait of its retry policy.
+
+        Only under `ack="manual"`.
+        """
         await self._settle_with().nack(self, delay)
 
     async def reject(self, reason: str = "") -> None:
@@ -249,7 +255,7 @@ class Settlement(Protocol):
     """What `Message.ack` and its siblings act on; the worker gives one to messages settled by hand."""
 
     async def ack(self, message: Message) -> None: ...
-    async def nack(self, message: Message, delay: float) -> None: ...
+    async def nack(self, message: Message, delay: float | None) -> None: ...
     async def reject(self, message: Message, reason: str) -> None: ...
     async def extend(self, message: Message) -> None: ...
 

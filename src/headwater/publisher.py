@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+import types
+from collections.abc import Awaitable, Generator, Sequence
 from typing import Final
 
 from .engine import Engine, Source
@@ -26,6 +27,9 @@ class Outbox:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
         self._all_or_nothing = engine.capabilities(Source(topics=())).atomic_batch
+        self.alone = True  # whether the last turn of the loop saw no more than one publisher
+        self._lone = False  # whether one is on its way by itself ...
+        self._crowded = False  # ... and another came meanwhile
         self._batch: list[Pending] = []
         self._sends: set[asyncio.Task[None]] = set()  # those the engine has not answered yet
         self._unconfirmed = 0
@@ -40,9 +44,28 @@ class Outbox:
         """Whether to wait with `room` before putting more."""
         return self._unconfirmed >= MAX_PENDING
 
+    async def publish_alone(self, outgoing: Outgoing, timeout: float) -> Receipt:
+        """Send this at once, as nobody else seems to be publishing; its confirmation.
+
+        It saves a lone publisher a turn of the loop. Who publishes in the same turn finds `alone` unset, and is
+        sent together with others from then on.
+        """
+        self._lone, self.alone, self._crowded = True, False, False
+        try:
+            answer = self._engine.send((outgoing,))
+            if not isinstance(answer, Sequence):
+                future: asyncio.Future[Receipt] = self._loop.create_future()
+                self._wait_for([(outgoing, future, timeout)], answer)
+                return await future
+            await _turn()  # a publisher in a loop must not keep everybody else from running
+            return answer[0]
+        finally:
+            self._lone, self.alone = False, not self._crowded
+
     def put(self, outgoing: Outgoing, timeout: float) -> asyncio.Future[Receipt]:
         """Send this soon; its confirmation. The message is ready to travel: see `codecs.encode`."""
         future: asyncio.Future[Receipt] = self._loop.create_future()
+        self._crowded = True
         batch = self._batch
         if not batch:
             self._loop.call_soon(self.flush)
@@ -53,6 +76,7 @@ class Outbox:
         """Hand what was put to the engine now."""
         batch, self._batch = self._batch, []
         if batch:
+            self.alone = len(batch) == 1 and not self._lone
             self._send(batch)
 
     def _send(self, batch: list[Pending]) -> None:
@@ -63,7 +87,10 @@ class Outbox:
             return
         if isinstance(answer, Sequence):
             _confirm(batch, answer)
-            return
+        else:
+            self._wait_for(batch, answer)
+
+    def _wait_for(self, batch: list[Pending], answer: Awaitable[Sequence[Receipt]]) -> None:
         self._unconfirmed += len(batch)
         task = self._loop.create_task(self._await(batch, answer))
         self._sends.add(task)
@@ -116,6 +143,12 @@ class Outbox:
         if self._sends:
             await asyncio.wait(self._sends, timeout=timeout)
         return not self.busy
+
+
+@types.coroutine
+def _turn() -> Generator[None]:
+    """Let the loop go round once."""
+    yield
 
 
 def _confirm(batch: list[Pending], receipts: Sequence[Receipt]) -> None:

@@ -40,9 +40,14 @@ class Publisher(msgspec.Struct, frozen=True, kw_only=True):
     description: str | None = None
     options: tuple[Any, ...] = ()
 
-    def check(self, handler: str, topics: Sequence[str]) -> None:
+    def check(self, handler: str, topics: Sequence[str], *, batch: bool) -> None:
         """Raise ConfigurationError for a field that some topic of the handler does not fill."""
         for name in field_names(self.topic):
+            if batch:
+                raise ConfigurationError(
+                    f"{handler} takes batches, whose members come from topics of their own: nothing fills {name!r} of "
+                    f"{self.topic!r}"
+                )
             for topic in topics:
                 if name not in field_names(topic):
                     raise ConfigurationError(

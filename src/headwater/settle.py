@@ -15,7 +15,18 @@ import msgspec
 
 from .clock import Clock
 from .engine import Capabilities, Subscription
-from .errors import BatchError, DecodeError, Reject, RetryLater, Signal, Skip, StopApp, StopConsuming
+from .errors import (
+    BatchError,
+    ConfigurationError,
+    DecodeError,
+    Reject,
+    RetryLater,
+    Signal,
+    Skip,
+    StopApp,
+    StopConsuming,
+    TopicNotFoundError,
+)
 from .handler import Call, Handler
 from .letters import dead_letter, described, retried
 from .message import DEADLINE, ONLY_GROUP, REPLY_TO, Message, Outgoing
@@ -104,7 +115,11 @@ class Loop(Protocol):
         ...
 
     async def pause(self, delay: float) -> None:
-        """Wait in place for `delay` seconds, or until the loop stops: then this raises CancelledError."""
+        """Wait in place for `delay` seconds. Raises CancelledError once the loop stops, at once if it has."""
+        ...
+
+    def look_again(self) -> None:
+        """Something was settled outside the lanes: they may have work."""
         ...
 
     def stop_soon(self) -> None:
@@ -120,6 +135,7 @@ class Settler:
         self.loop = loop
         self._only = settings.routes[0] if len(settings.routes) == 1 and not settings.routes[0].accepts else None
         self._acks_itself = settings.ack != "auto"
+        self._is_special = self._acks_itself or settings.exactly_once
         self._open: set[Message] = set()  # handed to a manual handler, not settled by it yet
         self._warned = False
 
@@ -128,20 +144,23 @@ class Settler:
     async def process(self, message: Message) -> None:
         """Handle one message and settle it. Nothing escapes but the cancellation of this worker."""
         route = self._only
+        special = message.attempt > 1 or message.headers.control or self._is_special
         try:
-            if (message.attempt > 1 or message.headers.control or self._acks_itself) and await self._prepare(message):
+            if special and await self._prepare(message):
                 return
             if route is None:
                 route = await self._choose(message)
             result = await route.call(message)
-            if _wants_reply(message) and not self.settings.exactly_once:
+            if special and _wants_reply(message) and not self.settings.exactly_once:
                 await self.settings.send([reply(message, result)])
         except (Exception, asyncio.CancelledError) as error:
             if _is_cancelled(error):
                 raise
             await self._failed(message, route or self.settings.routes[0], error)
         else:
-            if self._acks_itself:
+            if not special:
+                self.loop.finish(message)
+            elif self._acks_itself:
                 self._handled(message)
             elif not self.settings.exactly_once:
                 self.loop.finish(message)
@@ -211,11 +230,12 @@ class Settler:
             if self.settings.exactly_once:
                 await self._batch_failed(ready, route, error)
                 return
+            delay = route.retry.delay(ready[0].attempt)
             for index, message in enumerate(ready):
                 if index in error.failed:
-                    await self._failed(message, route, error.failed[index])
-                else:
-                    self.loop.finish(message)
+                    await self._failed(message, route, error.failed[index], delay)
+                elif not self._is_settled(message):
+                    self._over(message)
         except (Exception, asyncio.CancelledError) as error:
             if _is_cancelled(error):
                 raise
@@ -239,28 +259,29 @@ class Settler:
         return True
 
     async def _batch_failed(self, messages: list[Message], route: Route, error: BaseException) -> None:
-        """All are tried again; once their attempts are exhausted one by one, so that the bad one stands alone."""
-        exhausted = len(messages) > 1 and messages[0].attempt >= route.retry.attempts
-        if exhausted and isinstance(error, route.retry.on) and not isinstance(error, Signal):
-            delay = route.retry.delay(messages[0].attempt)
-            self.settings.logger.warning(
-                "%s failed on a batch of %d: %s; one by one in %.3g s",
-                route.handler.name,
-                len(messages),
-                described(error),
-                delay,
-            )
+        """All are tried again, together and so in order.
+
+        Those whose attempts are exhausted come back one by one (see `Worker`), so that the bad one stands alone.
+        """
+        open_ones = [message for message in messages if not self._is_settled(message)]
+        judged_alone = len(open_ones) <= 1 or isinstance(error, (Signal, DecodeError))
+        if judged_alone or not isinstance(error, route.retry.on):
             for message in messages:
-                self._again(message, delay)
+                await self._failed(message, route, error)
             return
-        for message in messages:
-            await self._failed(message, route, error)
+        attempt = open_ones[0].attempt
+        delay = route.retry.delay(attempt)
+        text = "%s failed on a batch of %d, attempt %d: %s; %s in %.3g s"
+        how = "again" if attempt < route.retry.attempts else "one by one"
+        self.settings.logger.warning(text, route.handler.name, len(open_ones), attempt, described(error), how, delay)
+        for message in open_ones:
+            self._again(message, delay)
 
     # --- failures -------------------------------------------------------------------------------------
 
-    async def _failed(self, message: Message, route: Route, error: BaseException) -> None:
-        """What a handler raised ends here."""
-        if self.settings.ack == "manual" and message not in self._open:
+    async def _failed(self, message: Message, route: Route, error: BaseException, delay: float | None = None) -> None:
+        """What a handler raised ends here. With `delay` a retry waits so long, whatever the policy says."""
+        if self._is_settled(message):
             self.settings.logger.error("%s failed after it settled %s", route.handler.name, message.id, exc_info=error)
             return
         if isinstance(error, (Skip, StopConsuming, StopApp)):
@@ -271,6 +292,8 @@ class Settler:
                 self.settings.stop_app()
             return
         verdict = judge(error, message.attempt, route.retry)
+        if isinstance(verdict, Again) and delay is not None and not isinstance(error, RetryLater):
+            verdict = Again(delay)
         if isinstance(verdict, Again) and self._expired(message, verdict.delay):
             verdict = Dead("nobody waits for the reply any more")
         self._log(route, message, error, verdict)
@@ -286,6 +309,7 @@ class Settler:
         message.attempt += 1
         message._called = True
         message._value = msgspec.UNSET  # the handler may have changed the value it was given
+        message._decode = None  # filters read it untyped
         self.loop.park(message, delay)
 
     async def _give_up(self, message: Message, route: Route, error: BaseException, reason: str) -> None:
@@ -307,12 +331,17 @@ class Settler:
         for tries in itertools.count(1):
             try:
                 if self.settings.exactly_once:
-                    await self.commit((message,), None, sends)
+                    await self.loop.commit((message,), await self.settings.prepare(sends))
                     return
                 if sends:
                     await self.settings.send(sends)
                 break
             except Exception as error:
+                answers = [outgoing for outgoing in sends if outgoing.topic == message.reply_to]
+                if answers and isinstance(error, ConfigurationError | TopicNotFoundError):
+                    self.settings.logger.error("%s cannot be answered: %s", message.id, error)
+                    sends = [outgoing for outgoing in sends if outgoing not in answers]
+                    continue
                 delay = _UNTIL_IT_IS_TAKEN.delay(tries)
                 self.settings.logger.error(
                     "cannot publish to %s what becomes of %s: %s; again in %.3g s, it stays unacknowledged",
@@ -334,7 +363,12 @@ class Settler:
     def _expired(self, message: Message, delay: float) -> bool:
         """Whether this is a request that nobody waits for, in `delay` seconds from now."""
         deadline = message.headers.get(DEADLINE) if message.headers.control else None
-        return deadline is not None and self.settings.clock.time() + delay > float(deadline)
+        if deadline is None:
+            return False
+        try:
+            return self.settings.clock.time() + delay > float(deadline)
+        except ValueError:
+            return False  # some other program's header: no deadline
 
     def _retry_topic(self, message: Message) -> str:
         topics = self.settings.topics
@@ -363,6 +397,9 @@ class Settler:
 
     # --- settling by hand -----------------------------------------------------------------------------
 
+    def _is_settled(self, message: Message) -> bool:
+        return self.settings.ack == "manual" and message not in self._open
+
     def _handled(self, message: Message) -> None:
         if self.settings.ack == "on_receive":
             self.loop.forget(message)
@@ -383,14 +420,19 @@ class Settler:
         self._close(message)
         self.loop.finish(message)
         await self.loop.acknowledge(())
+        self.loop.look_again()
 
-    async def nack(self, message: Message, delay: float) -> None:
+    async def nack(self, message: Message, delay: float | None) -> None:
+        route = self._only or await self._choose(message)
         self._close(message)
-        self._again(message, delay)
+        self._again(message, route.retry.delay(message.attempt) if delay is None else delay)
 
     async def reject(self, message: Message, reason: str) -> None:
+        route = self._only or await self._choose(message)
         self._close(message)
-        await self._give_up(message, self._only or await self._choose(message), Reject(reason), reason or "rejected")
+        await self._give_up(message, route, Reject(reason), reason or "rejected")
+        await self.loop.acknowledge(())
+        self.loop.look_again()
 
     async def extend(self, message: Message) -> None:
         await self.loop.subscription.extend([message])

@@ -22,6 +22,9 @@ MAX_AHEAD: Final = 10_000  # messages held before the partition that holds most 
 ACK_BURST: Final = 256  # handled messages that share one acknowledgement ...
 ACK_WAIT: Final = 0.05  # ... unless the first of them has waited this long, in seconds
 
+_NEVER: Final = -1
+_ALWAYS: Final = 1 << 62
+
 Work = Message | tuple[Message, ...]
 
 
@@ -41,7 +44,8 @@ class Worker:
         self._lineup = lineup
         self._held = 0  # received and not over
         self._finished: list[Message] = []  # over, to be acknowledged together
-        self._finished_since = 0.0
+        self._acknowledge_at = 0.0  # on the monotonic clock, when some are finished
+        self._tell_below = _NEVER  # how few ready messages somebody waits for
         self._running: list[Work | None] = [None] * settings.concurrency
         self._parked: dict[Message, Timer] = {}
         self._sleepers: deque[asyncio.Future[None]] = deque()  # idle lanes
@@ -62,7 +66,7 @@ class Worker:
         """Messages being handled or acknowledged, or that could be: those that wait for no time to pass."""
         ready = len(self._lineup.ready) if self._batch_is_ready() else 0
         running = sum(1 if isinstance(work, Message) else len(work) for work in self._running if work is not None)
-        return ready + running + len(self._finished) - len(self._pauses)
+        return max(0, ready + running + len(self._finished) - len(self._pauses))
 
     async def run(self, subscription: Subscription) -> None:
         """Work until `stop_soon`. Raises what makes the subscription itself fail."""
@@ -105,6 +109,7 @@ class Worker:
             room = self._room()
             if room <= 0:
                 self._wants_room = asyncio.get_running_loop().create_future()
+                self._tell_below = max(self._tell_below, self.settings.prefetch // 2)
                 await self._wants_room
                 self._wants_room = None
                 continue
@@ -155,11 +160,14 @@ class Worker:
             self._tell_quiet()
 
     def _tell_who_waits(self) -> None:
+        self._tell_below = _NEVER
         if self._revoking is not None:
             _set(self._revoking)
-        half_empty = len(self._lineup.ready) * 2 <= self.settings.prefetch
-        if half_empty and (self._held - self._paused.total()) * 4 <= MAX_AHEAD * 3:
-            self._make_room()
+        if self._wants_room is not None:
+            if (self._held - self._paused.total()) * 4 <= MAX_AHEAD * 3:
+                self._make_room()
+            else:
+                self._tell_below = self.settings.prefetch // 2
 
     def _make_room(self) -> None:
         if self._wants_room is not None:
@@ -177,15 +185,17 @@ class Worker:
                 work = running[number] = take()
                 await process(work)
                 running[number] = None
-                if self._wants_room is not None or self._revoking is not None:
+                if len(ready) <= self._tell_below:
                     self._tell_who_waits()
-                if finished and (len(finished) >= ACK_BURST or time.monotonic() - self._finished_since > ACK_WAIT):
+                if len(finished) >= ACK_BURST or time.monotonic() > self._acknowledge_at:
                     await self.acknowledge(())
             if finished:
                 await self.acknowledge(())
             elif self.stopping:
                 return
             else:
+                if ready:  # too few for a batch: its wait begins, also for what had waited behind another
+                    self._more_is_ready()
                 await self._sleep()
 
     async def _sleep(self) -> None:
@@ -236,10 +246,11 @@ class Worker:
     # --- what settling asks for -----------------------------------------------------------------------
 
     def finish(self, message: Message) -> None:
-        if not self._finished:
-            self._finished_since = time.monotonic()
         self._finished.append(message)
-        self.forget(message)
+        self._held -= 1
+        self._lineup.settled(message)
+        if self._paused:
+            self._count_down(_partition(message))
 
     def forget(self, message: Message) -> None:
         self._held -= 1
@@ -250,6 +261,7 @@ class Worker:
     async def acknowledge(self, messages: Sequence[Message]) -> None:
         done = [*self._finished, *messages]
         self._finished.clear()
+        self._acknowledge_at = time.monotonic() + ACK_WAIT
         if not done:
             return
         if self.settings.retry_through_topic:
@@ -277,13 +289,25 @@ class Worker:
         self._more_is_ready()
 
     async def pause(self, delay: float) -> None:
+        if self.stopping:
+            raise asyncio.CancelledError
         pause: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._pauses[pause] = self.settings.clock.call_later(delay, partial(_set, pause))
+        self._pauses[pause] = self.settings.clock.call_later(delay, partial(self._end_pause, pause))
         self._tell_quiet()
         try:
             await pause
         finally:
-            self._pauses.pop(pause).cancel()
+            self._end_pause(pause)
+
+    def _end_pause(self, pause: asyncio.Future[None]) -> None:
+        timer = self._pauses.pop(pause, None)
+        if timer is not None:
+            timer.cancel()
+        _set(pause)
+
+    def look_again(self) -> None:
+        self._tell_who_waits()
+        self._more_is_ready()
 
     def _count_down(self, partition: tuple[str, int]) -> None:
         if partition in self._paused:
@@ -299,19 +323,24 @@ class Worker:
         """Partitions that leave are finished and acknowledged before this returns, unless they are lost already."""
         if isinstance(change, Assigned):
             return
-        self._held -= len(self._lineup.drop(change.partitions))
-        for message in [message for message in self._parked if _partition(message) in change.partitions]:
-            self._parked.pop(message).cancel()
-            self.forget(message)
-        for partition in change.partitions:
-            self._paused.pop(partition, None)
+        self._drop(change.partitions)
         if not isinstance(change, Lost):
             while self._handles_any_of(change.partitions):
-                self._revoking = asyncio.get_running_loop().create_future()
+                self._revoking, self._tell_below = asyncio.get_running_loop().create_future(), _ALWAYS
                 await self._revoking
             self._revoking = None
+            self._drop(change.partitions)  # what failed meanwhile waits for an attempt that others will make
             await self.acknowledge(())
         self._make_room()
+
+    def _drop(self, partitions: Partitions) -> None:
+        """Forget what is not being handled."""
+        for partition in partitions:
+            self._paused.pop(partition, None)
+        self._held -= len(self._lineup.drop(partitions))
+        for message in [message for message in self._parked if _partition(message) in partitions]:
+            self._parked.pop(message).cancel()
+            self.forget(message)
 
     def _handles_any_of(self, partitions: Partitions) -> bool:
         for work in self._running:

@@ -29,7 +29,6 @@ from headwater.message import NO_HEADERS, Headers, Outgoing, Position
 
 from .conftest import OpenShop, Shop, bodies, take
 
-
 # --- Sending -----------------------------------------------------------------------------------------
 
 
@@ -208,7 +207,7 @@ async def test_a_start_that_cannot_be_is_refused(shop: Shop) -> None:
     with pytest.raises(OffsetOutOfRangeError):
         await read(start=99, partitions=(0,))
     with pytest.raises(ConfigurationError, match="aware"):
-        await read(start=datetime(2020, 1, 1))  # noqa: DTZ001
+        await read(start=datetime(2020, 1, 1))
     with pytest.raises(TopicNotFoundError):
         await read(partitions=(8,))
     with pytest.raises(TopicNotFoundError):

@@ -180,6 +180,24 @@ def test_the_next_process_applies_the_cursors_of_a_dead_one(opened: Opener, dire
     assert applied == [5]
 
 
+def test_cursors_wait_for_a_process_that_applies_them(opened: Opener, directory: Path) -> None:
+    applied: list[tuple[str, int]] = []
+    plain = opened()
+    stream = plain.create_topic("orders", 1).streams[0]
+    opened(apply_cursors=lambda cursors, number: applied.extend((c.group, c.next) for c in cursors)).close()
+
+    def life(countdown: Countdown) -> None:
+        with Store.open(directory, apply_cursors=lambda cursors, number: os._exit(77)) as own:
+            own.append([], [CursorCommit("g", stream, 5)])
+
+    assert die_at(0, life)
+    put(plain, stream, b"sees the dead one's frame through, and cannot apply its cursors")
+    plain.append([], [CursorCommit("h", stream, 6)])
+    assert applied == []
+    opened(apply_cursors=lambda cursors, number: applied.extend((c.group, c.next) for c in cursors))
+    assert applied == [("g", 5), ("h", 6)]
+
+
 def test_a_death_at_any_step_of_making_a_store_leaves_a_place_for_one(directory: Path) -> None:
     def life(countdown: Countdown) -> None:
         countdown.arm()

@@ -60,26 +60,27 @@ def _cut_often(directory: Path, rounds: int, seed: int) -> None:
     boot = ANOTHER
     with Store.open(directory, create=True, boot=boot) as store:
         first, second = store.create_topic("orders", 2).streams
-    acknowledged: list[bytes] = []
+    kept: list[bytes] = []
     for turn in range(rounds):
         store = Store.open(directory, segment_bytes=1 << 14, boot=boot)
+        acknowledged = len(kept)
         for i in range(chance.randrange(1, 60)):
             batch = [b"%d-%d-%d-" % (turn, i, j) + b"x" * chance.randrange(200) for j in range(chance.randrange(1, 20))]
             count = len(batch)
             done = store.append([Run(s, [None] * count, [b""] * count, batch) for s in (first, second)])
+            kept += batch
             if chance.random() < 0.3:
                 store.sync(done.end)
-                kept = [record.value for record in everything(store, first)]
-                assert kept[: len(acknowledged)] == acknowledged
-                acknowledged = kept
+                acknowledged = len(kept)
         _cut(directory, store, chance)
         boot = b"boot %011d" % turn
         with Store.open(directory, segment_bytes=1 << 14, boot=boot) as store:
-            kept = values(store, first)
-            assert kept[: len(acknowledged)] == acknowledged
-            assert values(store, second) == kept
-            assert [record.offset for record in everything(store, second)] == list(range(len(kept)))
-            acknowledged = kept
+            found = values(store, first)
+            assert len(found) >= acknowledged
+            assert found == kept[: len(found)]
+            assert values(store, second) == found
+            assert [record.offset for record in everything(store, second)] == list(range(len(found)))
+            kept = found
 
 
 def test_nothing_acknowledged_is_lost_in_a_power_cut(directory: Path) -> None:
@@ -88,7 +89,7 @@ def test_nothing_acknowledged_is_lost_in_a_power_cut(directory: Path) -> None:
 
 @pytest.mark.soak
 def test_nothing_acknowledged_is_lost_in_hundreds_of_power_cuts(directory: Path) -> None:
-    _cut_often(directory, 400, random.randrange(1 << 30))
+    _cut_often(directory, 200, random.randrange(1 << 30))
 
 
 def test_a_frame_torn_at_any_byte_is_cut_off_and_those_before_it_stay(opened: Opener, directory: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from headwater.errors import StoreBusyError, StoreCorruptError
+from headwater.errors import StoreCorruptError
 from headwater.log.roster import DeathWatch, Roster
 
 MEMBER = """
@@ -93,15 +93,28 @@ def test_a_member_that_says_nothing_for_a_lease_counts_as_hung(path: Path) -> No
     roster.close()
 
 
-def test_a_stopped_holder_of_the_groups_lock_is_named(path: Path) -> None:
+def test_a_stopped_holder_of_the_groups_lock_loses_it_with_its_term(path: Path) -> None:
     process, _ = member(path, "hold")
-    roster = Roster(path, create=True)
-    with pytest.raises(StoreBusyError, match=f"process {process.pid}"), roster.locked(timeout=0.05):
-        pass
+    (path.parent / "state.0").write_bytes(b"as it was")
+    process.send_signal(signal.SIGSTOP)
+    roster = Roster(path, create=True, lease=0.1)
+    with roster.locked() as term:
+        assert term == 1
+        assert (path.parent / "state.1").read_bytes() == b"as it was"
     process.kill()
     process.communicate()
-    with roster.locked(timeout=5):
-        pass
+    with roster.locked() as term:
+        assert term == 1
+    roster.close()
+
+
+def test_a_dead_holder_of_the_groups_lock_is_not_waited_for(path: Path) -> None:
+    process, _ = member(path, "hold")
+    process.kill()
+    process.communicate()
+    roster = Roster(path, lease=1000.0)
+    with roster.locked() as term:
+        assert term == 0
     roster.close()
 
 

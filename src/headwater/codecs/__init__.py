@@ -121,9 +121,7 @@ def _by_content_type(kind: Any) -> Decode:
     }
 
     def decode(message: Message) -> Any:
-        headers = message.headers
-        content_type = headers.get_bytes(CONTENT_TYPE) if headers else None
-        found = decoders.get(content_type)
+        found = decoders.get(message.headers.content_type)
         if found is None:
             found = codec_named(message).decoder(kind)
         try:

@@ -7,7 +7,7 @@ import itertools
 import zlib
 from bisect import bisect_left
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final, Unpack
@@ -38,6 +38,7 @@ from ..errors import (
     TopicNameError,
     TopicNotFoundError,
 )
+from ..log.assignment import Wanted, balanced
 from ..message import Headers, Message, Outgoing, Position, Receipt
 from ..topics import is_internal, is_pattern, match
 
@@ -79,9 +80,8 @@ class _Partition:
     def latest(self) -> int:
         return self.earliest + len(self.records)
 
-    def read(self, offset: int, limit: int) -> list[_Record]:
-        first = offset - self.earliest
-        return self.records[first : first + limit]
+    def record(self, offset: int) -> _Record:
+        return self.records[offset - self.earliest]
 
     def at(self, moment: float) -> int:
         """The first offset at or after this time."""
@@ -251,7 +251,7 @@ class MemoryEngine:
                 self.store.partitions(topic.name)
             elif mode == "create":
                 self.store.create(topic)
-        await self.topics_changed()
+        self.topics_change()
 
     def send(self, messages: Sequence[Outgoing]) -> Sequence[Receipt]:
         for outgoing in messages:
@@ -264,9 +264,7 @@ class MemoryEngine:
             for outgoing in messages
         ]
         if len(self.store.topics) != known:
-            task = asyncio.get_running_loop().create_task(self.topics_changed())
-            self.moving.add(task)
-            task.add_done_callback(self.moving.discard)
+            self.topics_change()
         self._wake_readers()
         return receipts
 
@@ -276,7 +274,7 @@ class MemoryEngine:
             self.send([outgoing])
 
         self.store.delayed += 1
-        delay, outgoing.delay = outgoing.delay or 0.0, None
+        delay, outgoing = outgoing.delay or 0.0, msgspec.structs.replace(outgoing, delay=None)
         self.clock.call_later(delay, deliver)
         return Receipt(outgoing.topic, outgoing.partition, None, self.clock.time())
 
@@ -284,8 +282,13 @@ class MemoryEngine:
         for reader in self.store.readers:
             reader.notify()
 
-    async def topics_changed(self) -> None:
-        """New partitions find their members."""
+    def topics_change(self) -> None:
+        """New partitions find their members, soon: who made them may be a handler that a move would wait for."""
+        task = asyncio.get_running_loop().create_task(self._find_members())
+        self.moving.add(task)
+        task.add_done_callback(self.moving.discard)
+
+    async def _find_members(self) -> None:
         for group in list(self.store.groups.values()):
             if group.members:
                 await self._assign(group)
@@ -349,19 +352,19 @@ class MemoryEngine:
                     member.notify()
 
     def _shares(self, group: _Group) -> dict[MemorySubscription, frozenset[Place]]:
-        shares: dict[MemorySubscription, set[Place]] = {member: set() for member in group.members}
-        for place in dict.fromkeys(p for m in group.members for p in self.store.places(m.source.topics)):
+        readable = [(member, frozenset(self.store.places(member.source.topics))) for member in group.members]
+        wanted = []
+        for place in dict.fromkeys(place for _, places in readable for place in sorted(places)):
             if place not in group.cursors:  # a partition that came later is read from its beginning
                 group.cursors[place] = _Cursor(self.store.topics[place[0]][place[1]].earliest)
-            fitting = [m for m in group.members if place in self.store.places(m.source.topics)]
-            owner = next((m for m in fitting if place in m.places), None)
-            share = -(-len(self.store.places(fitting[0].source.topics)) // len(fitting))
-            if fitting[0].source.exclusive:
-                owner = fitting[0]
-            elif owner is None or len(shares[owner]) >= share:
-                owner = min(fitting, key=lambda member: len(shares[member]))
-            shares[owner].add(place)
-        return {member: frozenset(places) for member, places in shares.items()}
+            fitting = [(str(number), member) for number, (member, places) in enumerate(readable) if place in places]
+            owner = next((name for name, member in fitting if place in member.places), "")
+            wanted.append(Wanted(*place, [name for name, _ in fitting], owner, fitting[0][1].source.exclusive))
+        owners = balanced(wanted)
+        return {
+            member: frozenset(place for place, owner in owners.items() if owner == str(number))
+            for number, member in enumerate(group.members)
+        }
 
     def resolve(self, start: Start, place: Place) -> int:
         """Where reading begins on one partition. Raises OffsetOutOfRangeError."""
@@ -449,21 +452,22 @@ class MemorySubscription:
                 taken.extend(self._take_from(place, limit - len(taken)))
         return taken
 
-    def _take_from(self, place: Place, limit: int) -> Iterator[Message]:
+    def _take_from(self, place: Place, limit: int) -> list[Message]:
         topic, number = place
         partition, cursor = self._store.topics[topic][number], self._cursors[place]
         self._store.expire(topic, self._engine.clock.time())
         if cursor.next < partition.earliest:
             cursor.rewind(partition.earliest)
-        group = self.source.group
-        for record in partition.read(cursor.next, limit):
-            offset = cursor.next
+        group, taken = self.source.group, list[Message]()
+        while cursor.next < partition.latest and len(taken) < limit:
+            offset, record = cursor.next, partition.record(cursor.next)
             cursor.next += 1
             if offset not in cursor.done:
                 attempt = cursor.attempts.get(offset, 0) + 1
-                yield Message(
-                    topic, record.body, record.key, record.headers, number, offset, record.time, group, attempt
+                taken.append(
+                    Message(topic, record.body, record.key, record.headers, number, offset, record.time, group, attempt)
                 )
+        return taken
 
     def begin(self, message: Message) -> None:
         assert isinstance(message.offset, int)
@@ -557,7 +561,7 @@ class MemoryAdmin:
                 del group.cursors[place]
             for member in group.members:
                 member.places = [place for place in member.places if place[0] != name]
-        await self._engine.topics_changed()
+        self._engine.topics_change()
 
     async def purge_topic(self, name: str, before: Mapping[int, int] | datetime | None) -> None:
         for number, partition in enumerate(self._store.partitions(name)):
@@ -577,7 +581,7 @@ class MemoryAdmin:
         if total < len(partitions):
             raise ConfigurationError(f"{topic!r} has {len(partitions)} partitions, and partitions only grow")
         partitions.extend(_Partition() for _ in range(total - len(partitions)))
-        await self._engine.topics_changed()
+        self._engine.topics_change()
 
     async def list_groups(self) -> Sequence[GroupInfo]:
         return [

@@ -82,7 +82,13 @@ def _repair(survey: Survey) -> None:
         recovery.seal_as_found(survey.parts[-1].name, survey.parts[-1].end)
     following = max((name.last for name in list_segments(directory)), default=0) + 1
     header = SegmentHeader(
-        following, survey.number + 1, survey.time, following << 32, 0, False, survey.heads.snapshot()
+        following,
+        survey.number + 1,
+        survey.time,
+        following << 32,
+        survey.unapplied,
+        False,
+        survey.heads.snapshot(),
     )
     recovery.begin(directory, header, ctl.boot_id(), content)
 

@@ -32,6 +32,7 @@ UNAPPLIED: Final = 26  # sealed position: cursors that ride in frames from here 
 CATALOG: Final = 27  # changes with the catalog
 SEGMENTS: Final = 28  # changes with the set of segment files
 ALLOCATED: Final = 29  # bytes of the active segment that have their place on disk
+PENDING: Final = 31  # sealed position: cursors from here on wait for a process that applies them; 0: none
 FAILED: Final = 30  # not 0: an fdatasync failed, nothing written since the last good one can be vouched for
 
 # within a slot
@@ -171,7 +172,7 @@ class Control:
     def check(self) -> None:
         """Raise StoreCorruptError if a word does not make sense. Under the lock."""
         self.state()
-        for word in (VISIBLE, DURABLE, UNAPPLIED):
+        for word in (VISIBLE, DURABLE, UNAPPLIED, PENDING):
             if self.words[word].bit_count() & 1:
                 raise self.damaged(8 * word, "a position does not make sense")
         end = self.end

@@ -77,6 +77,12 @@ def prepare(directory: Path, create: bool) -> None:
             f"a store cannot live on {kind}: processes there do not see each other's memory maps and locks "
             f"reliably. Put it on a local disk",
         )
+    if os.statvfs(directory).f_flag & os.ST_RDONLY:
+        raise StoreError(
+            directory,
+            "the filesystem is read-only, and even readers take part in the locking: mount it writable, "
+            "or name another directory",
+        )
     if not os.access(directory, os.W_OK | os.X_OK):
         raise StoreError(
             directory,

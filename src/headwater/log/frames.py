@@ -45,7 +45,7 @@ _EMPTY, _SHORT, _LONG, _SOME = 0, 1, 2, 3  # _SOME: long, and some of the keys a
 _NO_KEY: Final = 0xFFFFFFFF
 
 
-class Run(msgspec.Struct, gc=False):
+class Run(msgspec.Struct, frozen=True, gc=False):
     """Records to append to one stream, in order, as columns of the same length.
 
     `headers` are opaque bytes, one entry a record, b"" for none.
@@ -65,7 +65,7 @@ class CursorCommit(msgspec.Struct, frozen=True, gc=False):
     next: int
 
 
-class Chunk(msgspec.Struct, gc=False):
+class Chunk(msgspec.Struct, frozen=True, gc=False):
     """Consecutive records of one stream as columns; the first has offset `base`. `time` is in seconds."""
 
     base: int
@@ -88,7 +88,7 @@ class BadFrameError(Exception):
         self.position, self.reason = position, reason
 
 
-class Header(msgspec.Struct, gc=False):
+class Header(msgspec.Struct, frozen=True, gc=False):
     """The fixed part of a frame."""
 
     magic: int
@@ -104,7 +104,7 @@ class Header(msgspec.Struct, gc=False):
     durable: int
 
 
-class RunEntry(msgspec.Struct, gc=False):
+class RunEntry(msgspec.Struct, frozen=True, gc=False):
     """Where and what one run is. `start` counts from the frame's first byte."""
 
     stream: int
@@ -116,7 +116,7 @@ class RunEntry(msgspec.Struct, gc=False):
     columns: int
 
 
-class Draft(msgspec.Struct, gc=False):
+class Draft(msgspec.Struct, frozen=True, gc=False):
     """A frame without its place: everything that can be done before the lock is taken."""
 
     streams: Sequence[int]

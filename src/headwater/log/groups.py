@@ -1,7 +1,7 @@
 """A group's state on disk: who its members are, who has which partition, and where each one's cursor is.
 
-The state is one small file, replaced atomically under the group's lock, with a generation that only grows.
-Every step here blocks for a moment (an fsync), so that the event loop leaves it to a thread.
+The state is one small file, replaced atomically under the group's lock (see `terms`), with a generation that
+only grows. Every step here blocks for a moment (an fsync), so that the event loop leaves it to a thread.
 """
 
 from __future__ import annotations
@@ -18,15 +18,21 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
-from ..errors import GroupNotFoundError, StoreCorruptError, StoreError, StoreFullError, StoreVersionError
+from ..errors import (
+    GroupNotFoundError,
+    StoreCorruptError,
+    StoreError,
+    StoreFullError,
+    StoreVersionError,
+)
 from ..topics import match
 from .assignment import Wanted, balanced
 from .cursors import CursorFile, CursorPage, blank_page
 from .frames import CursorCommit
 from .roster import LEASE, Entry, Roster
+from .terms import STATE, TermEndedError, current_term, has_state, state_path
 
 FOLDER: Final = "groups"
-_STATE: Final = "state"
 _MEMBERS: Final = "members"
 _CURSORS: Final = ".cursors"
 _VERSION: Final = 1
@@ -155,10 +161,11 @@ class Group:
         self.catalogue = catalogue
         if create:
             self.folder.mkdir(parents=True, exist_ok=True)
-        elif not (self.folder / _STATE).exists():
+        elif not has_state(self.folder):
             raise GroupNotFoundError(name)
         self.roster = Roster(self.folder / _MEMBERS, create=True, lease=lease)
         self._files: dict[str, CursorFile] = {}
+        self._term = 0
 
     def close(self) -> None:
         """Give everything back. Idempotent."""
@@ -172,24 +179,34 @@ class Group:
         return read_state(self.folder, self.name)
 
     def save(self, state: State) -> None:
-        """Replace the state, on disk before this returns, and announce its generation."""
+        """Replace the state, on disk before this returns, and announce its generation.
+
+        Raises TermEndedError if others went on without this process, StoreFullError.
+        """
         state.generation += 1
         content = msgspec.json.encode(state)
-        draft = self.folder / f"{_STATE}.new"
+        draft = self.folder / f"{self._term}.new"
         try:
             with open(draft, "wb") as file:
                 file.write(zlib.crc32(content).to_bytes(4, "little") + content)
                 file.flush()
                 os.fdatasync(file.fileno())
-            os.replace(draft, self.folder / _STATE)
+            os.replace(draft, state_path(self.folder, self._term))
             _sync_folder(self.folder)
         except OSError as error:
             raise StoreFullError(self.folder, f"group {self.name!r} was left as it was ({error})") from error
+        unused = self._unused(state)
+        # Listed before this look: if this term has ended, what a later one made is not in the list.
+        if current_term(self.folder) != self._term:
+            raise TermEndedError(self.folder)
         self.roster.announce(state.generation)
-        used = state.files()
-        for path in self.folder.glob(f"*{_CURSORS}"):
-            if path.name not in used:
-                path.unlink(missing_ok=True)  # a former owner may still have it mapped, which harms nobody
+        for path in unused:
+            path.unlink(missing_ok=True)  # a former owner may still have it mapped, which harms nobody
+
+    def _unused(self, state: State) -> list[Path]:
+        used = {*state.files(), state_path(self.folder, self._term).name}
+        files = (path for path in self.folder.iterdir() if path.name.startswith(STATE) or path.suffix == _CURSORS)
+        return [path for path in files if path.name not in used]
 
     def close_files(self, used: set[str]) -> None:
         """Unmap all cursor files but these."""
@@ -199,7 +216,7 @@ class Group:
     @contextmanager
     def changing(self) -> Iterator[State]:
         """The state under the group's lock; write it with `save`."""
-        with self.roster.locked():
+        with self.roster.locked() as self._term:
             yield self.load()
 
     def page(self, topic: str, partition: int, place: Place) -> CursorPage:
@@ -283,10 +300,12 @@ class Group:
 
 def read_state(folder: Path, name: str) -> State:
     """The state of a group as last written, a blank one if there is none. Raises StoreCorruptError."""
-    path = folder / _STATE
+    path = state_path(folder, current_term(folder)) if folder.is_dir() else folder
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
+        return State(name)
+    if not content:
         return State(name)
     try:
         if zlib.crc32(content[4:]) != int.from_bytes(content[:4], "little"):
@@ -294,7 +313,7 @@ def read_state(folder: Path, name: str) -> State:
         state = msgspec.json.decode(content[4:], type=State)
     except (ValueError, msgspec.DecodeError) as error:
         lost = f"the positions of group {name!r}; the messages are safe, reset or delete the group"
-        raise StoreCorruptError(folder, _STATE, 0, lost) from error
+        raise StoreCorruptError(folder, path.name, 0, lost) from error
     if state.version > _VERSION:
         raise StoreVersionError(path, f"format {state.version}, this Headwater knows up to {_VERSION}")
     return state
@@ -343,21 +362,20 @@ def _sync_folder(path: Path) -> None:
 def group_names(root: Path) -> list[str]:
     """The groups of a store, sorted."""
     folders = (root / FOLDER).glob("[!.]*") if (root / FOLDER).is_dir() else ()
-    return sorted(_name_of(folder) for folder in folders if (folder / _STATE).exists())
+    return sorted(_name_of(folder) for folder in folders if has_state(folder))
 
 
 def _name_of(folder: Path) -> str:
     plain = unquote(folder.name)
     if folder_of(folder.parent.parent, plain) == folder:
         return plain
-    state: State = msgspec.json.decode((folder / _STATE).read_bytes()[4:], type=State)
-    return state.name
+    return read_state(folder, plain).name
 
 
 def delete_group(root: Path, name: str) -> None:
     """Remove all files of a group without members. Raises GroupNotFoundError."""
     folder = folder_of(root, name)
-    if not (folder / _STATE).exists():
+    if not has_state(folder):
         raise GroupNotFoundError(name)
     # Out of the way in one step: nobody ever sees half a group.
     grave = folder.with_name(f".{os.urandom(8).hex()}.deleted")

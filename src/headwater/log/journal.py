@@ -9,22 +9,22 @@ frame overwrites; a death after it is seen through by whoever comes next.
 from __future__ import annotations
 
 import os
-import threading
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
 
-from ..errors import StoreCorruptError, StoreError
+from ..errors import StoreCorruptError
 from . import control as ctl
 from . import frames
 from .control import HEAD, HEADS, LOW, RETIRED, Control, State, seal, unseal
-from .directory import SegmentName, explain, explained, segment_path, sync_directory
+from .directory import SegmentName, explain, explained, list_segments, segment_path
 from .frames import BadFrameError, CursorCommit, Draft
 from .lock import Lock
-from .segments import Footer, Segment, SegmentHeader, Snapshot, create_segment, seal_segment
+from .segments import Footer, Segment, SegmentHeader, Snapshot, create_segment, seal_segment, write_all
 
 Durability = Literal["fsync", "process"]
 ApplyCursors = Callable[[Sequence[CursorCommit], int], None]
@@ -68,7 +68,6 @@ class Journal:
         self._process_only = durability == "process"
         self.segment_bytes, self.clock, self._apply_cursors = segment_bytes, clock, apply_cursors
         self._pid = os.getpid()
-        self._syncing = threading.Lock()
         self._segment, self._fd = -1, -1  # the segment written to
         self._last: State = (-1, 0, 0, 0)  # the last state whose effects were seen through
         self._reader: Segment | None = None  # the same one, for verifying
@@ -148,9 +147,7 @@ class Journal:
                 self._allocate(end)
             written = os.pwritev(self._fd, (meta, draft.body), position)
             if written != draft.length:
-                os.pwrite(self._fd, (meta + draft.body)[written:], position + written)  # says what is wrong
-                if os.fstat(self._fd).st_size < end:
-                    raise OSError(28, os.strerror(28))
+                write_all(self._fd, [(meta + draft.body)[written:]], position + written)  # or say why not
         except OSError as error:
             path = segment_path(self.directory, segment)
             raise explain(path, "write this message", error) from error
@@ -194,6 +191,8 @@ class Journal:
                 words[ctl.UNAPPLIED] = seal(frame)
             if self._apply_cursors is not None:
                 self._apply_cursors(cursors, number)
+            elif not words[ctl.PENDING]:
+                words[ctl.PENDING] = seal(frame)
         words[ctl.APPLIED] = number
 
     # Seeing things through
@@ -201,9 +200,14 @@ class Journal:
     def settle(self) -> None:
         """See through what the last owner of the lock had committed and not yet applied. Under the lock."""
         words = self.control.words
-        number = words[ctl.COMMIT]
-        if words[ctl.APPLIED] == number:
-            return
+        if words[ctl.APPLIED] != words[ctl.COMMIT]:
+            self._redo(words[ctl.COMMIT])
+        if words[ctl.PENDING] and self._apply_cursors is not None:
+            self._replay(unseal(words[ctl.PENDING]), self._apply_cursors)
+            words[ctl.PENDING] = 0
+
+    def _redo(self, number: int) -> None:
+        words = self.control.words
         _, end, frame, _ = self.control.state()
         if frame:
             try:
@@ -220,6 +224,23 @@ class Journal:
         self.control.bump(ctl.SEGMENTS)
         if self._process_only:
             words[ctl.VISIBLE] = seal(end)
+
+    def _replay(self, position: int, apply_cursors: ApplyCursors) -> None:
+        """Apply the cursors of all frames from this position on."""
+        end = self.control.end
+        for name in list_segments(self.directory):
+            if not position >> 32 <= name.last <= end >> 32:
+                continue
+            with explained(name.path, "read the cursors in it"), closing(Segment(name)) as segment:
+                try:
+                    start = position & LOW if name.first == position >> 32 else segment.header.length
+                    limit = end & LOW if name.last == end >> 32 else segment.footer.position
+                    for buffer, at, header in segment.scan(start, limit):
+                        if header.cursors:
+                            apply_cursors(frames.read_cursors(buffer, at, header), header.number)
+                except BadFrameError as error:
+                    what = f"{error.reason}; cursors that were committed together with messages"
+                    raise StoreCorruptError(self.directory, name.path.name, error.position, what) from error
 
     def verify_head(self, stream: int) -> None:
         """Raise StoreCorruptError unless a stream's head agrees with the journal. Under the lock."""
@@ -302,81 +323,32 @@ class Journal:
             return True
 
     def _in_active(self, segment: int) -> list[tuple[int, int]]:
-        heads = self.control.words[HEADS:].tolist()
-        columns = zip(heads[::HEAD], heads[ctl.TAIL :: HEAD], strict=True)
+        nexts, tails, _ = self._heads()
         return [
             (stream, following)
-            for stream, (following, tail) in enumerate(columns)
+            for stream, (following, tail) in enumerate(zip(nexts, tails, strict=True))
             if tail >> 32 == segment and following != RETIRED
         ]
 
     def snapshot(self) -> Snapshot:
         """Where all live streams stand. Under the lock, settled."""
-        heads = self.control.words[HEADS:].tolist()
-        snapshot = Snapshot()
-        for stream, (following, size) in enumerate(zip(heads[::HEAD], heads[ctl.BYTES :: HEAD], strict=True)):
-            if following and following != RETIRED:
-                snapshot.add(stream, following, size)
-        return snapshot
+        nexts, _, sizes = self._heads()
+        live = [stream for stream, following in enumerate(nexts) if 0 < following < RETIRED]
+        return _snapshot(live, nexts, sizes)
 
     def _footer(self, segment: int, position: int, time: int, number: int) -> Footer:
         """The footer of the active segment: a stream is in there if its last frame is.
 
         A deleted topic's streams are left out: nobody reads them any more.
         """
-        heads = self.control.words[HEADS:].tolist()
-        footer = Footer(segment, time, number, tails=array("I"), snapshot=Snapshot(), position=position)
-        columns = zip(heads[::HEAD], heads[ctl.TAIL :: HEAD], heads[ctl.BYTES :: HEAD], strict=True)
-        for stream, (following, tail, size) in enumerate(columns):
-            if tail >> 32 == segment and following != RETIRED:
-                footer.tails.append(tail & LOW)
-                footer.snapshot.add(stream, following, size)
-        return footer
+        nexts, tails, sizes = self._heads()
+        held = [s for s, tail in enumerate(tails) if tail >> 32 == segment and nexts[s] != RETIRED]
+        ends = array("I", [tails[stream] & LOW for stream in held])
+        return Footer(segment, time, number, ends, _snapshot(held, nexts, sizes), position)
 
-    # Syncing
-
-    def sync(self, upto: int) -> None:
-        """Return when everything before `upto` is on disk and readers see it. Blocks.
-
-        The fsync is shared: one caller at a time does it for all that was committed until then, by any
-        process, outside the lock. Raises StoreError if the disk refuses: what was not acknowledged may be
-        lost then, and the store takes nothing more.
-        """
-        words = self.control.words
-        if unseal(words[ctl.DURABLE]) >= upto:
-            return
-        with self._syncing:
-            durable = unseal(words[ctl.DURABLE])
-            if durable >= upto:
-                return
-            end = self.control.end
-            try:
-                self._flush(durable >> 32, end >> 32)
-            except OSError as error:
-                words[ctl.FAILED] = 1
-                raise StoreError(
-                    self.directory,
-                    f"the disk refused an fsync ({error.strerror}); nothing more is taken. Stop every "
-                    f"process that uses this store, look at the disk, then run `headwater log repair`",
-                ) from error
-            with self.lock:
-                if unseal(words[ctl.DURABLE]) < end:
-                    words[ctl.DURABLE] = seal(end)
-                if unseal(words[ctl.VISIBLE]) < end:
-                    words[ctl.VISIBLE] = seal(end)
-
-    def _flush(self, first: int, last: int) -> None:
-        for segment in range(first, last + 1):
-            try:
-                fd = os.open(segment_path(self.directory, segment), os.O_RDWR | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue  # the cleaner took it, and it takes only what is durable
-            try:
-                os.fdatasync(fd)
-            finally:
-                os.close(fd)
-        if last > first:
-            sync_directory(self.directory)
+    def _heads(self) -> tuple[list[int], list[int], list[int]]:
+        words = self.control.words[HEADS:].tolist()
+        return words[::HEAD], words[ctl.TAIL :: HEAD], words[ctl.BYTES :: HEAD]
 
     def note_applied(self, position: int) -> None:
         """Say that the effects of all cursors before this position are on disk."""
@@ -385,3 +357,9 @@ class Journal:
             words = self.control.words
             if words[ctl.UNAPPLIED] and unseal(words[ctl.UNAPPLIED]) < position:
                 words[ctl.UNAPPLIED] = 0 if position >= self.control.end else seal(position)
+
+
+def _snapshot(streams: list[int], nexts: list[int], sizes: list[int]) -> Snapshot:
+    return Snapshot(
+        array("I", streams), array("Q", [nexts[s] for s in streams]), array("Q", [sizes[s] for s in streams])
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, ParamSpec, TypeVar
 
 from ..engine import Assigned, Lost, OnChange, Revoked
 from ..topics import match
@@ -18,6 +18,10 @@ from .cursors import CursorPage
 from .groups import Group, State, TopicPartition
 from .groups import Member as MemberState
 from .roster import DeathWatch
+from .terms import TermEndedError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 TICK: Final = 1.0  # seconds between heartbeats, and between looks at the others
 
@@ -80,7 +84,7 @@ class Member:
 
         The first partitions are assigned before this returns, unless others have to give them first.
         """
-        await asyncio.to_thread(self._enter, starts)
+        await self._step(self._enter, starts)
         self._tick()
         await self._settle_in()
         self._life = asyncio.create_task(self._live(), name=f"member of {self.group.name}")
@@ -95,7 +99,7 @@ class Member:
             if self.leases:
                 await self._revoke(set(self.leases))
             if not self.group.roster.closed:
-                await asyncio.to_thread(self._go)
+                await self._step(self._go)
         finally:
             if self._life is not None:
                 self._life.cancel()
@@ -135,12 +139,12 @@ class Member:
     async def _settle_in(self) -> None:
         """Take and give until there is nothing more to do for this member now."""
         while not self._leaving:
-            state = await asyncio.to_thread(self._look)
+            state = await self._step(self._look)
             self._follow(state)
             if self._id not in state.members:
                 # The others took us for dead: stopped, or a loop that did not turn for a whole lease.
                 await self._lose(set(self.leases))
-                await asyncio.to_thread(self._enter, None)
+                await self._step(self._enter, None)
                 continue
             held = state.held_by(self._id)
             await self._lose(self.leases.keys() - held)
@@ -150,7 +154,7 @@ class Member:
             if not surplus:
                 return
             await self._revoke(surplus)
-            await asyncio.to_thread(self._give, surplus)
+            await self._step(self._give, surplus)
 
     def _follow(self, state: State) -> None:
         self._seen = (state.generation, self._seen[1])
@@ -166,7 +170,7 @@ class Member:
             await self._on_change(Lost(frozenset(lease.at for lease in gone), max(lease.epoch for lease in gone)))
 
     async def _take(self) -> bool:
-        leases = await asyncio.to_thread(self._acquire)
+        leases = await self._step(self._acquire)
         if leases:
             await self._on_change(Assigned(frozenset(lease.at for lease in leases), leases[0].epoch))
             self.leases.update((lease.at, lease) for lease in leases)
@@ -188,6 +192,15 @@ class Member:
         lease = self.leases.pop(at)
         lease.live = False
         return lease
+
+    async def _step(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do a step in a thread, and again from the beginning if this process was stopped in the middle of it."""
+        for _ in range(3):
+            try:
+                return await asyncio.to_thread(step, *args, **kwargs)
+            except TermEndedError:
+                continue
+        return await asyncio.to_thread(step, *args, **kwargs)
 
     # In a thread: each takes the group's lock and waits for the disk
 

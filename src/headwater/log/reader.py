@@ -338,19 +338,23 @@ class Reader:
 
     def _relist(self, visible: int) -> int:
         """Know the segments there are; the number of the one in which `visible` lies."""
-        seen = self._control.words[ctl.SEGMENTS]
-        if seen != self._seen or visible >> 32 > self._names[-1].last:
+        if self._control.words[ctl.SEGMENTS] != self._seen or visible >> 32 > self._names[-1].last:
             self._read_names()
-            self._seen = seen
         return bisect_right(self._firsts, visible >> 32) - 1
 
     def _read_names(self) -> None:
-        with explained(self._directory, "list the segments"):
-            names = list_segments(self._directory)
-        active = self._control.end >> 32
+        """List the segments; again if a roll or a cleaning came in between and a name may have escaped."""
+        words = self._control.words
+        while True:
+            seen, active = words[ctl.SEGMENTS], self._control.end >> 32
+            with explained(self._directory, "list the segments"):
+                names = list_segments(self._directory)
+            if words[ctl.SEGMENTS] == seen and self._control.end >> 32 == active:
+                break
         if not any(name.first <= active <= name.last for name in names):
             missing = segment_path(self._directory, active).name
             raise StoreCorruptError(self._directory, missing, 0, "the active segment is missing")
+        self._seen = seen
         self._names = [name for name in names if name.first <= active]
         self._firsts = [name.first for name in self._names]
         same = {name.first: name.path for name in self._names}

@@ -21,10 +21,9 @@ from . import control as ctl
 from . import frames
 from .catalog import NAME as CATALOG_NAME
 from .catalog import Content, read_catalog, write_catalog
-from .control import HEAD, HEADS, RETIRED, Control, unseal
+from .control import HEAD, HEADS, RETIRED, Control, seal, unseal
 from .directory import SegmentName, list_segments, segment_path, sync_directory
-from .frames import BadFrameError, CursorCommit, Header
-from .journal import ApplyCursors
+from .frames import BadFrameError, Header
 from .segments import EMPTY_SIZE, Footer, Segment, SegmentHeader, Snapshot, create_segment, seal_segment
 
 _SIGN: Final = frames.MAGIC.to_bytes(4, "little")
@@ -37,8 +36,11 @@ class Heads:
         columns = zip(snapshot.streams, snapshot.nexts, snapshot.sizes, strict=True)
         self.places = {stream: (following, size) for stream, following, size in columns}
         self.tails: dict[int, int] = {}
+        self.cursors = 0  # position of the first frame with cursors
 
     def follow(self, buffer: bytes, at: int, header: Header) -> None:
+        if header.cursors and not self.cursors:
+            self.cursors = header.segment << 32 | header.position
         for index, run in enumerate(frames.read_runs(buffer, at, header)):
             _, size = self.places.get(run.stream, (0, 0))
             size += frames.run_end(buffer, at, header, index) - run.start
@@ -79,7 +81,7 @@ def create(directory: Path, boot: bytes) -> None:
     begin(directory, SegmentHeader(1, 0, 0, 1 << 32, 0, False, Snapshot()), boot, Content())
 
 
-def recover(directory: Path, boot: bytes, apply_cursors: ApplyCursors | None) -> None:
+def recover(directory: Path, boot: bytes) -> None:
     """Make a control file that says what the segments hold, and begin a new segment. Under the lock.
 
     A death on the way leaves what was there. Raises StoreCorruptError for damage in what was known to be on
@@ -96,9 +98,9 @@ def recover(directory: Path, boot: bytes, apply_cursors: ApplyCursors | None) ->
     durable = max(old, headed[-1][1].durable)
     chain = _chain(names, durable)
     following, heads, time = _walk(directory, chain, durable)
-    _replay(directory, headed[-1][1].unapplied, chain, apply_cursors)
+    unapplied = headed[-1][1].unapplied or heads.cursors
     last = max(name.last for name in names)
-    header = SegmentHeader(last + 1, following, time, (last + 1) << 32, 0, False, heads.snapshot())
+    header = SegmentHeader(last + 1, following, time, (last + 1) << 32, unapplied, False, heads.snapshot())
     begin(directory, header, boot, content)
 
 
@@ -114,6 +116,7 @@ def begin(directory: Path, header: SegmentHeader, boot: bytes, content: Content)
     try:
         words = control.words
         words[ctl.ALLOCATED] = length
+        words[ctl.UNAPPLIED] = words[ctl.PENDING] = seal(header.unapplied)
         snapshot = header.snapshot
         live = {stream for topic in content.topics for stream in topic.streams}
         for stream, following, size in zip(snapshot.streams, snapshot.nexts, snapshot.sizes, strict=True):
@@ -207,12 +210,14 @@ def _walk(directory: Path, chain: list[SegmentName], durable: int) -> tuple[int,
                 torn = name, error.position, error.reason
         plan.append((name, position, heads.footer(name.first, time, number)))
     if torn is not None and heads is None:
-        raise StoreCorruptError(directory, torn[0].path.name, torn[1], f"{torn[2]}; the whole journal from here on")
+        raise StoreCorruptError(
+            directory, torn[0].path.name, torn[1], f"{torn[2]}; the whole journal from here on"
+        )
     if torn is not None:
         _refuse_damage(directory, torn, durable, [name for name in chain if name.first >= torn[0].first])
     assert heads is not None
     for name, position, footer in plan:
-        seal(name, position, footer)
+        end_segment(name, position, footer)
     for name in dropped:
         name.path.unlink()
     return number + 1, heads, time
@@ -226,7 +231,7 @@ def seal_as_found(name: SegmentName, end: int) -> None:
         for buffer, at, found in segment.scan(header.length, end):
             heads.follow(buffer, at, found)
             time, number = found.time, found.number
-    seal(name, end, heads.footer(name.first, time, number))
+    end_segment(name, end, heads.footer(name.first, time, number))
 
 
 def is_sealed_at(segment: Segment, position: int) -> bool:
@@ -237,7 +242,7 @@ def is_sealed_at(segment: Segment, position: int) -> bool:
         return False
 
 
-def seal(name: SegmentName, position: int, footer: Footer) -> None:
+def end_segment(name: SegmentName, position: int, footer: Footer) -> None:
     """End a segment at this byte, for good."""
     fd = os.open(name.path, os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -257,7 +262,9 @@ def _refuse_damage(
         start = position if later is name else 0
         durable = max([durable, *(header.durable for header in frames_behind(later, start))])
     if durable > place:
-        raise StoreCorruptError(directory, name.path.name, position, f"{reason}; messages that were acknowledged")
+        raise StoreCorruptError(
+            directory, name.path.name, position, f"{reason}; messages that were acknowledged"
+        )
 
 
 def frames_behind(name: SegmentName, start: int) -> Iterator[Header]:
@@ -272,18 +279,3 @@ def frames_behind(name: SegmentName, start: int) -> Iterator[Header]:
         except BadFrameError:
             pass
         at = data.find(_SIGN, at + 1)
-
-
-def _replay(directory: Path, unapplied: int, chain: list[SegmentName], apply_cursors: ApplyCursors | None) -> None:
-    """See the cursors through whose effects may not be on disk. The chain is sealed by now."""
-    if apply_cursors is None:
-        return
-    first = unapplied >> 32 if unapplied else chain[0].first
-    for name in list_segments(directory):
-        if name.last < first:
-            continue
-        segment = Segment(name)
-        for buffer, at, header in segment.scan(segment.header.length, segment.footer.position):
-            if header.cursors:
-                found: list[CursorCommit] = frames.read_cursors(buffer, at, header)
-                apply_cursors(found, header.number)

@@ -12,24 +12,24 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ..errors import StoreBusyError, StoreCorruptError, StoreError, StoreFullError, StoreVersionError
+from ..errors import StoreCorruptError, StoreError, StoreFullError, StoreVersionError
 from .locks import ByteLocks
+from .terms import TermLock
 
 LEASE: Final = 10.0  # seconds without a heartbeat after which a member counts as hung
 SLOTS: Final = 255
-LOCK_TIMEOUT: Final = 10.0  # seconds to wait for the group's lock
 
 _SLOT: Final = 128
 _HEADER: Final = struct.Struct("<8sI")
 _MAGIC: Final = b"HWROSTER"
 _VERSION: Final = 1
 _GENERATION: Final = 8  # as indexes into the table seen as 8-byte integers
-_LOCK_OWNER: Final = 9
+_LOCK_HOLDER: Final = 9  # and the next one
 _MEMBER: Final = struct.Struct("<16s16sIxxxxQQ64s")  # id, bell, pid, pid namespace, heartbeat, client
 _HEARTBEAT: Final = 6  # word within a slot
 
@@ -75,6 +75,7 @@ class Roster:
         finally:
             os.close(mapped)
         self._words = memoryview(self._map).cast("Q")
+        self._lock = TermLock(path.parent, self._locks, self._words[_LOCK_HOLDER : _LOCK_HOLDER + 2], lease)
         self.slot: int | None = None
         self._check()
 
@@ -102,25 +103,9 @@ class Roster:
         """Make a new generation known to all who look."""
         self._words[_GENERATION] = generation
 
-    @contextmanager
-    def locked(self, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
-        """The group's lock, for a change of its state. Blocks; raises StoreBusyError after `timeout` seconds.
-
-        Not re-entrant, and one thread of an opening at a time.
-        """
-        started, pause = time.monotonic(), 0.0005
-        while not self._locks.take(0):
-            waited = time.monotonic() - started
-            if waited > timeout:
-                owner = int(self._words[_LOCK_OWNER])
-                raise StoreBusyError(self.path.parent, owner or None, round(waited, 1))
-            time.sleep(pause)
-            pause = min(pause * 2, 0.02)
-        self._words[_LOCK_OWNER] = os.getpid()
-        try:
-            yield
-        finally:
-            self._locks.give(0)
+    def locked(self) -> AbstractContextManager[int]:
+        """The group's lock, for a change of its state; gives the term. Not re-entrant. See `TermLock.held`."""
+        return self._lock.held()
 
     def is_held(self, slot: int) -> bool:
         """Whether a living process holds this slot."""
@@ -176,6 +161,7 @@ class Roster:
             self.leave()
             self._locks.close()
         if not self._map.closed:
+            self._lock.close()
             self._words.release()
             self._map.close()
 

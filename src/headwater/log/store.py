@@ -26,6 +26,7 @@ from .catalog import Catalog, TopicEntry, TopicWanted
 from .cleaner import Cleaner, CleaningLock, CleanReport
 from .control import LOW, Control, unseal
 from .directory import explained, prepare
+from .disk import Disk
 from .frames import Chunk, CursorCommit, Run
 from .journal import ApplyCursors, Committed, Durability, Journal, RetiredStreamError
 from .lock import NAME as LOCK_NAME
@@ -67,6 +68,7 @@ class Store:
         self.path = directory
         self._clock, self._segment_bytes = journal.clock, journal.segment_bytes
         self._control, self._lock, self._journal = control, lock, journal
+        self._disk = Disk(directory, control, lock)
         self._catalog = Catalog(directory, control, lock, journal.settle)
         self._reader = Reader(directory, control, self._describe, self._catalog.is_gone)
         _open_stores.add(self)
@@ -91,9 +93,9 @@ class Store:
         not of the machine.
 
         `apply_cursors` is called with the cursor commits of a frame and its number: under the lock, right
-        after the commit, and again for what may not have been seen through when a process or the machine
-        died. It must be idempotent, quick, and must not use the store. `boot` names the machine's run, for
-        tests that cut the power.
+        after the commit, and again, in order, for what may not have been seen through when a process or the
+        machine died. It must be idempotent, quick, and must not use the store. Cursors met by a process that
+        gives none wait for one that does. `boot` names the machine's run, for tests that cut the power.
 
         Raises StoreNotFoundError (and creates nothing), StoreVersionError, StoreCorruptError,
         StoreBusyError, StoreFullError, or StoreError naming the file and what to do.
@@ -106,12 +108,14 @@ class Store:
             lock = Lock(directory / LOCK_NAME, lock_timeout, lambda: _owner(directory))
         try:
             with lock, explained(directory, "open the store"):
-                control = _control(directory, create, boot, apply_cursors)
+                control = _control(directory, create, boot)
                 journal = Journal(directory, control, lock, durability, segment_bytes, clock, apply_cursors)
                 journal.settle()
                 control.join()
             store = cls(directory, control, lock, journal)
             store._catalog.topics()
+            if store.end > store.visible_end:
+                store.sync(store.end)  # what a process that died had committed: nobody else may come to do it
             return store
         except BaseException:
             lock.close()
@@ -140,7 +144,7 @@ class Store:
     def _abandon(self, why: str) -> None:
         """Have every further use say why it cannot be."""
         gone: Any = _Gone(self.path, why)
-        self._journal = self._reader = self._catalog = self._lock = self._control = gone
+        self._journal = self._disk = self._reader = self._catalog = self._lock = self._control = gone
 
     # Appending
 
@@ -168,7 +172,7 @@ class Store:
 
         Blocks for as long as the disk takes; callers at the same time share one fsync. Raises StoreError.
         """
-        self._journal.sync(upto)
+        self._disk.sync(upto)
 
     @contextmanager
     def fence(self) -> Iterator[None]:
@@ -225,6 +229,13 @@ class Store:
         self._start(stream)
         return self._reader.latest(stream)
 
+    def committed(self, stream: int) -> int:
+        """The offset that follows the last record, visible or not: below it there may be something to read.
+
+        One load, for those who look at many streams; a deleted topic's streams look endless.
+        """
+        return self._control.words[ctl.HEADS + ctl.HEAD * stream]
+
     def offset_at(self, stream: int, time: float) -> int:
         """The first kept offset whose record is of `time` (seconds) or later, else `latest`."""
         return max(self.earliest(stream), self._reader.offset_at(stream, time))
@@ -268,7 +279,10 @@ class Store:
         self._catalog.delete(name)
 
     def purge(self, starts: dict[int, int]) -> None:
-        """Make the records of streams below these offsets unreadable, for good."""
+        """Make the records of streams below these offsets unreadable, for good: stream → first offset kept.
+
+        Blocks for a few fsyncs whatever their number; offsets above `latest` mean `latest`.
+        """
         self._catalog.advance({stream: min(start, self.latest(stream)) for stream, start in starts.items()})
 
     @property
@@ -324,12 +338,12 @@ class _Gone:
         raise StoreError(*self._error)
 
 
-def _control(directory: Path, create: bool, boot: bytes, apply_cursors: ApplyCursors | None) -> Control:
+def _control(directory: Path, create: bool, boot: bytes) -> Control:
     """The control file, made or made anew where it must be. Under the lock."""
     path = directory / ctl.NAME
     if not path.exists():
         if recovery.is_worthwhile(directory):
-            recovery.recover(directory, boot, apply_cursors)
+            recovery.recover(directory, boot)
         elif create:
             recovery.create(directory, boot)
         else:
@@ -339,7 +353,7 @@ def _control(directory: Path, create: bool, boot: bytes, apply_cursors: ApplyCur
         control.check_version()
         if not control.booted(boot):
             control.close()
-            recovery.recover(directory, boot, apply_cursors)
+            recovery.recover(directory, boot)
             control = Control(path)
         control.check()
     except BaseException:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from ..errors import StoreBusyError, StoreCorruptError, StoreError
+from ..errors import StoreCorruptError, StoreError
 from . import control as ctl
 from . import frames, recovery
 from .catalog import NAME as CATALOG_NAME
@@ -88,6 +88,11 @@ class Survey:
     time: int = 0
     number: int = 0
 
+    @property
+    def unapplied(self) -> int:
+        """From where on cursors may not have been applied for good, 0 for nowhere."""
+        return self.parts[-1].header.unapplied or self.heads.cursors if self.parts else 0
+
     def hurt(self, file: str, position: int, reason: str) -> None:
         """Note a place that does not hold."""
         self.damages.append((file, position, reason))
@@ -141,23 +146,19 @@ class Survey:
 def survey_store(directory: Path, lock: Lock) -> Survey:
     """Walk through the store. Nobody may clean it meanwhile. Raises StoreVersionError, StoreBusyError."""
     survey = Survey(directory, Content(), Heads(Snapshot()))
+    with lock:
+        known = _look_at_control(survey)
     names = list_segments(directory)
     _look_at_catalog(survey, names)
-    with lock:
-        control = read_control(directory)
-        end = _look_at_control(survey, control)
-    if end is not None:
-        names = [name for name in names if name.first <= end >> 32]
-    gone = end is not None and (not names or names[-1].last < end >> 32)
+    active = known.end >> 32 if known is not None else max((name.last for name in names), default=0)
+    names = [name for name in names if name.first <= active]
     for name in names:
-        is_active = name is names[-1] and not gone
-        _look_at_segment(survey, name, is_active, end & LOW if end is not None and is_active else None)
-    if control is not None:
-        if end is not None and control.booted(ctl.boot_id()):
-            if gone:
-                survey.hurt(segment_path(directory, end >> 32).name, 0, "the active segment is missing")
-            _look_at_heads(survey, control, end >> 32)
-        control.close()
+        limit = known.end & LOW if known is not None and name.last == active else None
+        _look_at_segment(survey, name, name.last == active, limit)
+    if known is not None:
+        if not names or names[-1].last < active:
+            survey.hurt(segment_path(directory, active).name, 0, "the active segment is missing")
+        _look_at_heads(survey, known.heads, active)
     return survey
 
 
@@ -185,22 +186,35 @@ def _guessed(names: list[SegmentName]) -> Content:
     return Content(max(streams, default=0) + 1, topics)
 
 
-def _look_at_control(survey: Survey, control: Control | None) -> int | None:
-    """Where the journal ends, if the control file can say so."""
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the control file says while nobody writes: where the journal ends, and the words of the heads."""
+
+    end: int
+    heads: list[int]
+
+
+def _look_at_control(survey: Survey) -> _Known | None:
+    """What the control file says, if it can be believed."""
+    control = read_control(survey.directory)
     if control is None:
         survey.hurt(ctl.NAME, 0, "it is missing or cut short; it can be made anew")
         return None
-    try:
-        control.check_version()
-        control.check()
-        return control.end if control.booted(ctl.boot_id()) else None
-    except StoreCorruptError as error:
-        survey.hurt(ctl.NAME, error.position, error.affected)
-    except StoreBusyError:
-        raise
-    except StoreError as error:
-        survey.hurt(ctl.NAME, 8 * ctl.FAILED, error.reason)
-    return None
+    with closing(control):
+        try:
+            control.check_version()
+            control.check()
+        except StoreCorruptError as error:
+            survey.hurt(ctl.NAME, error.position, error.affected)
+            return None
+        except StoreError as error:
+            survey.hurt(ctl.NAME, 8 * ctl.FAILED, error.reason)
+            return None
+        words = control.words
+        if not control.booted(ctl.boot_id()):
+            return None
+        settled = words[ctl.APPLIED] == words[ctl.COMMIT]
+        return _Known(control.end, words[HEADS:].tolist() if settled else [])
 
 
 def _look_at_segment(survey: Survey, name: SegmentName, is_active: bool, end: int | None) -> None:
@@ -292,15 +306,13 @@ def _next_whole(name: SegmentName, position: int, limit: int) -> int | None:
     return None
 
 
-def _look_at_heads(survey: Survey, control: Control, active: int) -> None:
+def _look_at_heads(survey: Survey, heads: list[int], active: int) -> None:
     """What the control file knows of the streams beyond the last frame that was whole."""
-    words = control.words
     for stream in survey.starts:
-        if stream >= control.capacity:
-            survey.hurt(ctl.NAME, 0, "it has no place for all streams; it can be made anew")
-            return
-        at = HEADS + HEAD * stream
-        following, tail = words[at], words[at + ctl.TAIL]
+        at = HEAD * stream
+        if at >= len(heads):
+            continue  # made after the control file was looked at, or its last owner died: nothing to compare
+        following, tail = heads[at], heads[at + ctl.TAIL]
         stood, size = survey.heads.places.get(stream, (0, 0))
         if following == stood:
             continue
@@ -312,7 +324,9 @@ def _look_at_heads(survey: Survey, control: Control, active: int) -> None:
             survey.arrive(segment_path(survey.directory, active).name, stream, following)
             survey.heads.places[stream] = following, size
         else:
-            survey.hurt(ctl.NAME, 8 * at, f"the head of stream {stream} does not agree with the journal")
+            survey.hurt(
+                ctl.NAME, 8 * (HEADS + at), f"the head of stream {stream} does not agree with the journal"
+            )
 
 
 def read_control(directory: Path) -> Control | None:

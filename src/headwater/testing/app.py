@@ -179,6 +179,9 @@ class TestApp:
             await broker.flush()
             while engine.moving:
                 await asyncio.wait(engine.moving)
+        for running in self.app.consuming:
+            if running.worker.stopping:  # a subscriber that ended is done when it left its group
+                await asyncio.wait([running.task])
         return bool(self._pending())
 
     def _pending(self) -> list[str]:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+
 class LocalAdmin:
     """Administration of one store. Everything is done in a thread: most of it waits for the disk."""
 

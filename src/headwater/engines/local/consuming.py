@@ -52,6 +52,7 @@ class GroupSubscription:
         """The member's leases are others now."""
         assert self.member is not None
         self._leases = list(self.member.leases.values())
+        self._turn = 0
         self._committed = {lease: at for lease, at in self._committed.items() if lease.live}
         self._look_again()
 
@@ -94,16 +95,15 @@ class GroupSubscription:
             return []
         self._held_back = False
         found: list[Message] = []
-        count = len(self._leases)
-        for i in range(count):
-            lease = self._leases[(self._turn + i) % count]
-            self._read(lease, limit - len(found), found)
-            if len(found) >= limit:
-                self._turn = (self._turn + i + 1) % count
-                return found
-        if found:
-            self._turn += 1
-        else:
+        committed = self._store.committed
+        turn, leases = self._turn, self._leases
+        for i, lease in enumerate(leases[turn:] + leases[:turn], turn + 1):
+            if lease.position < committed(lease.stream):
+                self._read(lease, limit - len(found), found)
+                if len(found) >= limit:
+                    self._turn = i % len(leases)
+                    return found
+        if not found:
             self._dry = visible
         return found
 

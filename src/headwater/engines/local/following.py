@@ -138,9 +138,10 @@ class Following:
             return []
         found: list[Message] = []
         places = list(self._places.values())
+        committed = self._store.committed
         for i in range(len(places)):
             place = places[(self._turn + i) % len(places)]
-            if place.paused:
+            if place.paused or place.position >= committed(place.stream):
                 continue
             for chunk in self._store.read_columns(place.stream, place.position, limit - len(found), MAX_BYTES):
                 found += to_messages(place.topic, place.partition, chunk)
