@@ -62,6 +62,19 @@ def test_ctrl_c_stops_gracefully_and_exits_130(shell: Shell) -> None:
     assert "Traceback" not in running.text
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_second_signal_stops_at_once(shell: Shell, workers: int) -> None:
+    shell.write("slow.py", SLOW.replace("asyncio.sleep(0.3)", "asyncio.sleep(60)"))
+    shell.publish(Outgoing(1, "work"))
+    running = shell.start("run", "slow:app", "--workers", workers)
+    running.until("begun 1")
+    running.signal(signal.SIGTERM)
+    running.signal(signal.SIGINT)
+    assert running.wait() == 0  # the first signal says how it ends
+    assert "done 1" not in running.text
+    assert "on_shutdown" in running.text
+
+
 def test_a_thread_that_never_ends_does_not_hold_the_process(shell: Shell) -> None:
     shell.write(
         "stuck.py",

@@ -10,7 +10,7 @@ import typer
 from .. import __version__
 from ..errors import HeadwaterError
 from . import cluster, dead, groups, log, messages, run, topics
-from .output import Failure, tell_failure
+from .output import Failure, tell_failure, unfolded
 
 HELP = """Run services on event streams, and look after their topics, groups and messages.
 
@@ -20,7 +20,7 @@ with --json."""
 # Boxes and colours are for people: in a pipe the help is plain.
 app = typer.Typer(
     name="headwater",
-    help=HELP,
+    help=unfolded(HELP),
     no_args_is_help=True,
     rich_markup_mode="rich" if sys.stdout.isatty() and sys.stderr.isatty() else None,
     pretty_exceptions_enable=False,
@@ -56,6 +56,7 @@ app.add_typer(log.commands)
 
 def main() -> None:
     """Run one command and exit: 0, 1 after a failure, 2 for wrong usage, 130 when interrupted."""
+    sys.argv[0] = "headwater"  # by which those who look at a group know this process
     try:
         app(prog_name="headwater")
     except Failure as failure:

@@ -60,7 +60,7 @@ def show_group(target: Target, group: GroupName, as_json: AsJson = False) -> Non
 def show_lag(
     target: Target,
     group: GroupName,
-    topic: Annotated[str | None, typer.Argument(metavar="[TOPIC]", help="By default all of its topics.")] = None,
+    topic: Annotated[str | None, typer.Argument(metavar="TOPIC", help="By default all of its topics.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """How many messages a group has still to handle."""

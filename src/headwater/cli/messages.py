@@ -158,7 +158,7 @@ def request(
 
 def tail(
     target: Target,
-    topics: Annotated[list[str], typer.Argument(metavar="TOPIC...", help="May carry fields.", show_default=False)],
+    topics: Annotated[list[str], typer.Argument(metavar="TOPIC", help="May carry fields.", show_default=False)],
     start: Annotated[
         str, typer.Option("--from", help="earliest, latest, an offset, or a time in ISO 8601.")
     ] = "latest",

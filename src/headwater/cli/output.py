@@ -37,6 +37,11 @@ def note(text: str) -> None:
     typer.echo(text, err=True)
 
 
+def unfolded(text: str) -> str:
+    """Help whose paragraphs are one line each: how wide it is shown is the terminal's business."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+
+
 def write(text: str) -> None:
     """Write data to stdout. A reader who has gone, such as `head`, has all it wanted: the command ends, well."""
     try:

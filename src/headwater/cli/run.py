@@ -21,7 +21,7 @@ from ..errors import ConfigurationError, HeadwaterError
 from ..observe.logs import JsonFormatter, configure_logging
 from . import cord
 from .cord import WorkerEnd
-from .output import Failure, tell_failure
+from .output import Failure, tell_failure, unfolded
 from .supervisor import BACKOFF, QUICK_DEATHS, SETTLED, supervise
 from .target import USAGE, is_url, load_app
 
@@ -83,7 +83,7 @@ def run(
     serve(load_app(target, factory=factory), end)
 
 
-run.__doc__ = HELP
+run.__doc__ = unfolded(HELP)
 
 
 def serve(app: App, end: WorkerEnd | None) -> None:
