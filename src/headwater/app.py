@@ -298,6 +298,7 @@ class App:
 
     def _on_signal(self, number: signal.Signals) -> None:
         self.stopped_by = self.stopped_by or number
+        self.logger.info("%s stops: %s", self.name, number.name)
         if self._starting is not None:
             self._starting.cancel()
         if self._stopping is not None and self._stopping.is_set():

@@ -69,6 +69,7 @@ def test_a_second_signal_stops_at_once(shell: Shell, workers: int) -> None:
     running = shell.start("run", "slow:app", "--workers", workers)
     running.until("begun 1")
     running.signal(signal.SIGTERM)
+    running.until("slow stops: SIGTERM")
     running.signal(signal.SIGINT)
     assert running.wait() == 0  # the first signal says how it ends
     assert "done 1" not in running.text
