@@ -21,6 +21,7 @@ SECONDS = 0.6  # of one measurement
 PUBLISHERS = (1, 10, 1000)
 SIZES = (100, 1024)
 Publish = Callable[[], Awaitable[Any]]
+Send = Callable[[bytes], Awaitable[Any]]
 
 
 async def rate_of(publish: Publish, publishers: int) -> float:
@@ -65,14 +66,14 @@ class Coalescer:
 
 
 @asynccontextmanager
-async def ours(durability: Literal["fsync", "process"]) -> AsyncIterator[Callable[[bytes], Awaitable[Any]]]:
+async def ours(durability: Literal["fsync", "process"]) -> AsyncIterator[Send]:
     with tempfile.TemporaryDirectory() as folder:
         async with LocalBroker(folder, durability=durability) as broker:
             yield lambda body: broker.publish(body, "bench")
 
 
 @asynccontextmanager
-async def redis_streams(fsync: str, *, pipelined: bool) -> AsyncIterator[Callable[[bytes], Awaitable[Any]]]:
+async def redis_streams(fsync: str, *, pipelined: bool) -> AsyncIterator[Send]:
     with servers.redis(fsync=fsync) as port:
         pool = aioredis.BlockingConnectionPool(host="127.0.0.1", port=port, max_connections=64)
         client = aioredis.Redis(connection_pool=pool)
@@ -86,7 +87,7 @@ async def redis_streams(fsync: str, *, pipelined: bool) -> AsyncIterator[Callabl
 
 
 @asynccontextmanager
-async def jetstream(*, sync_always: bool) -> AsyncIterator[Callable[[bytes], Awaitable[Any]]]:
+async def jetstream(*, sync_always: bool) -> AsyncIterator[Send]:
     with servers.nats(sync_always=sync_always) as port:
         client = await nats.connect(f"nats://127.0.0.1:{port}")
         stream = client.jetstream()
@@ -102,6 +103,15 @@ _JETSTREAM: Bars = {1: (10, 15), 10: (6, 13), 1000: (5, 12)}
 _SYNCED: Bars = {1: (1.7, 2), 10: (2, 5), 1000: (4, 6)}
 
 
+async def compare(name: str, mine: Send, peer: Send, bars: Bars, size: int, publishers: int) -> Row:
+    body = b"x" * size
+    us, them = await interleaved(
+        lambda: rate_of(lambda: mine(body), publishers), lambda: rate_of(lambda: peer(body), publishers), rounds=3
+    )
+    measure = f"{size} B, {publishers} publisher{'s' if publishers > 1 else ''}"
+    return Row(measure, name, rate(us), rate(them), us / them, *bars[publishers])
+
+
 async def measure() -> str:
     tables = []
     for durability, peers in (
@@ -115,21 +125,12 @@ async def measure() -> str:
             "JetStream sync always": (lambda: jetstream(sync_always=True), _SYNCED),
         }),
     ):  # fmt: skip
-        rows = []
+        rows: list[Row] = []
         for name, (open_peer, bars) in peers.items():
             async with AsyncExitStack() as stack:
                 mine = await stack.enter_async_context(ours(durability))  # type: ignore[arg-type]  # one of two
                 peer = await stack.enter_async_context(open_peer())
-                for size in SIZES:
-                    body = b"x" * size
-                    for publishers in PUBLISHERS:
-                        us, them = await interleaved(
-                            lambda b=body, p=publishers: rate_of(lambda: mine(b), p),  # type: ignore[misc]
-                            lambda b=body, p=publishers: rate_of(lambda: peer(b), p),  # type: ignore[misc]
-                            rounds=3,
-                        )
-                        measure = f"{size} B, {publishers} publisher{'s' if publishers > 1 else ''}"
-                        rows.append(Row(measure, name, rate(us), rate(them), us / them, *bars[publishers]))
+                rows += [await compare(name, mine, peer, bars, size, n) for size in SIZES for n in PUBLISHERS]
         tables.append(render(f"Publishing, durability={durability}", rows))
     return "\n".join(tables)
 

@@ -51,9 +51,8 @@ def render(title: str, rows: list[Row]) -> str:
     for row in rows:
         bar = "" if row.bar is None else f"{row.bar:g}×"
         aim = "" if row.aim is None else f"{row.aim:g}×"
-        lines.append(
-            f"| {row.measure} | {row.peer} | {row.ours} | {row.theirs} | {row.ratio:.1f}× | {bar} | {aim} | {row.verdict} |"
-        )
+        cells = (row.measure, row.peer, row.ours, row.theirs, f"{row.ratio:.1f}×", bar, aim, row.verdict)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 

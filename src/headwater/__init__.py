@@ -1,121 +1,133 @@
-"""The public names of Headwater, nothing else."""
+"""The public names of Headwater, nothing else. Each is imported when it is first asked for."""
 
 from typing import TYPE_CHECKING, Any
 
-from .app import App
-from .broker import Broker
-from .codecs import Codec
-from .depends import Context, Depends, Header, Key, Path
-from .engine import Topic
-from .errors import (
-    BatchError,
-    ConfigurationError,
-    ConnectError,
-    DecodeError,
-    DeliveryUnknownError,
-    EncodeError,
-    GroupNotFoundError,
-    HeadwaterError,
-    MissingExtraError,
-    NoBrokerError,
-    NotConnectedError,
-    NotSupportedError,
-    OffsetOutOfRangeError,
-    PublishError,
-    Reject,
-    RemoteError,
-    RequestTimeoutError,
-    Skip,
-    StopApp,
-    StopConsuming,
-    StoreBusyError,
-    StoreCorruptError,
-    StoreError,
-    StoreFullError,
-    StoreNotFoundError,
-    StoreVersionError,
-    TopicNameError,
-    TopicNotFoundError,
-)
-from .message import Headers, Message, Outgoing, Position, Receipt
-from .results import Response
-from .retry import Retry
-from .router import Router
-from .settle import Batch
-
 if TYPE_CHECKING:
-    from .engines.local import LocalBroker
-    from .engines.memory import MemoryBroker
-    from .observe.logs import configure_logging
-    from .testing import TestApp
+    from .app import App as App
+    from .broker import Broker as Broker
+    from .codecs import Codec as Codec
+    from .depends import Context as Context
+    from .depends import Depends as Depends
+    from .depends import Header as Header
+    from .depends import Key as Key
+    from .depends import Path as Path
+    from .engine import Topic as Topic
+    from .engines.local import LocalBroker as LocalBroker
+    from .engines.memory import MemoryBroker as MemoryBroker
+    from .errors import BatchError as BatchError
+    from .errors import ConfigurationError as ConfigurationError
+    from .errors import ConnectError as ConnectError
+    from .errors import DecodeError as DecodeError
+    from .errors import DeliveryUnknownError as DeliveryUnknownError
+    from .errors import EncodeError as EncodeError
+    from .errors import GroupNotFoundError as GroupNotFoundError
+    from .errors import HeadwaterError as HeadwaterError
+    from .errors import MissingExtraError as MissingExtraError
+    from .errors import NoBrokerError as NoBrokerError
+    from .errors import NotConnectedError as NotConnectedError
+    from .errors import NotSupportedError as NotSupportedError
+    from .errors import OffsetOutOfRangeError as OffsetOutOfRangeError
+    from .errors import PublishError as PublishError
+    from .errors import Reject as Reject
+    from .errors import RemoteError as RemoteError
+    from .errors import RequestTimeoutError as RequestTimeoutError
+    from .errors import Skip as Skip
+    from .errors import StopApp as StopApp
+    from .errors import StopConsuming as StopConsuming
+    from .errors import StoreBusyError as StoreBusyError
+    from .errors import StoreCorruptError as StoreCorruptError
+    from .errors import StoreError as StoreError
+    from .errors import StoreFullError as StoreFullError
+    from .errors import StoreNotFoundError as StoreNotFoundError
+    from .errors import StoreVersionError as StoreVersionError
+    from .errors import TopicNameError as TopicNameError
+    from .errors import TopicNotFoundError as TopicNotFoundError
+    from .message import Headers as Headers
+    from .message import Message as Message
+    from .message import Outgoing as Outgoing
+    from .message import Position as Position
+    from .message import Receipt as Receipt
+    from .observe.logs import configure_logging as configure_logging
+    from .results import Response as Response
+    from .retry import Retry as Retry
+    from .router import Router as Router
+    from .settle import Batch as Batch
+    from .testing import TestApp as TestApp
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "App",
-    "Batch",
-    "BatchError",
-    "Broker",
-    "Codec",
-    "ConfigurationError",
-    "ConnectError",
-    "Context",
-    "DecodeError",
-    "DeliveryUnknownError",
-    "Depends",
-    "EncodeError",
-    "GroupNotFoundError",
-    "Header",
-    "Headers",
-    "HeadwaterError",
-    "Key",
-    "LocalBroker",
-    "MemoryBroker",
-    "Message",
-    "MissingExtraError",
-    "NoBrokerError",
-    "NotConnectedError",
-    "NotSupportedError",
-    "OffsetOutOfRangeError",
-    "Outgoing",
-    "Path",
-    "Position",
-    "PublishError",
-    "Receipt",
-    "Reject",
-    "RemoteError",
-    "RequestTimeoutError",
-    "Response",
-    "Retry",
-    "Router",
-    "Skip",
-    "StopApp",
-    "StopConsuming",
-    "StoreBusyError",
-    "StoreCorruptError",
-    "StoreError",
-    "StoreFullError",
-    "StoreNotFoundError",
-    "StoreVersionError",
-    "TestApp",
-    "Topic",
-    "TopicNameError",
-    "TopicNotFoundError",
-    "configure_logging",
-]
-
-# Imported when first asked for: an engine with its client, and what a running service does not need.
-_LAZY = {
-    "LocalBroker": "headwater.engines.local",
-    "MemoryBroker": "headwater.engines.memory",
-    "TestApp": "headwater.testing",
-    "configure_logging": "headwater.observe.logs",
+_HOMES = {
+    "app": ("App",),
+    "broker": ("Broker",),
+    "codecs": ("Codec",),
+    "depends": (
+        "Context",
+        "Depends",
+        "Header",
+        "Key",
+        "Path",
+    ),
+    "engine": ("Topic",),
+    "engines.local": ("LocalBroker",),
+    "engines.memory": ("MemoryBroker",),
+    "errors": (
+        "BatchError",
+        "ConfigurationError",
+        "ConnectError",
+        "DecodeError",
+        "DeliveryUnknownError",
+        "EncodeError",
+        "GroupNotFoundError",
+        "HeadwaterError",
+        "MissingExtraError",
+        "NoBrokerError",
+        "NotConnectedError",
+        "NotSupportedError",
+        "OffsetOutOfRangeError",
+        "PublishError",
+        "Reject",
+        "RemoteError",
+        "RequestTimeoutError",
+        "Skip",
+        "StopApp",
+        "StopConsuming",
+        "StoreBusyError",
+        "StoreCorruptError",
+        "StoreError",
+        "StoreFullError",
+        "StoreNotFoundError",
+        "StoreVersionError",
+        "TopicNameError",
+        "TopicNotFoundError",
+    ),
+    "message": (
+        "Headers",
+        "Message",
+        "Outgoing",
+        "Position",
+        "Receipt",
+    ),
+    "observe.logs": ("configure_logging",),
+    "results": ("Response",),
+    "retry": ("Retry",),
+    "router": ("Router",),
+    "settle": ("Batch",),
+    "testing": ("TestApp",),
 }
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = list(_HOME_OF)  # a test compares it with the imports above
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'headwater' has no attribute {name!r}")
+    module = _HOME_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_LAZY[name]), name)
+    value = globals()[name] = getattr(import_module(f".{module}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -14,11 +14,10 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import TracebackType
-from typing import Any, Concatenate, Literal, ParamSpec, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, Self, TypeVar
 
-from .admin import Admin
 from .broker import Broker
-from .consumer import Consumer, consumers_of
+from .consumer import Consumer, check_apart, consumers_of
 from .depends import Environment
 from .engine import DeclareMode, Source, Subscription, Topic
 from .errors import ConfigurationError, ConnectError, NoBrokerError
@@ -28,6 +27,9 @@ from .retry import Retry
 from .router import Router
 from .topics import is_pattern
 from .worker import Worker
+
+if TYPE_CHECKING:
+    from .admin import Admin
 
 BrokerLike = str | Broker
 BrokerFactory = Callable[[], BrokerLike | Awaitable[BrokerLike]]
@@ -221,7 +223,7 @@ class App:
             started.callback(self._reset)
             await self._timed("lifespan", self._enter_lifespan(started))
             await self._timed("on_startup", self._call_hooks(self._on_startup))
-            started.push_async_callback(self._call_hooks, self._after_shutdown)
+            started.push_async_callback(self._call_all, self._after_shutdown)
             await self._timed("broker", self._choose_brokers())
             self._consumers = self._resolve()
             self.compile()
@@ -230,20 +232,21 @@ class App:
                 self._connecting = asyncio.create_task(self._connect_in_background())
             else:
                 await self._bring_up()
-            started.push_async_callback(self._call_hooks, self._on_shutdown)
+            started.push_async_callback(self._call_all, self._on_shutdown)
             started.push_async_callback(self.drain)
-            await self._timed("after_startup", self._call_hooks(self._after_startup))
+            if self._connecting is None:
+                await self._timed("after_startup", self._call_hooks(self._after_startup))
             self._running = started.pop_all()
         self.is_ready = self._connecting is None
         steps = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in self.timings.items())
         self.logger.info("%s is ready: %s", self.name, steps)
 
     @asynccontextmanager
-    async def connected_broker(self, *, create: bool = True) -> AsyncIterator[Broker]:
+    async def connected_broker(self) -> AsyncIterator[Broker]:
         """The first broker, connected, to look at and to manage: nothing is declared and no handler runs.
 
         Only what finding it takes is done: where it comes late, that is the lifespan and the `on_startup` hooks,
-        undone in the end. `create` as in `Broker.connect`. Raises NoBrokerError, ConnectError.
+        undone in the end. Raises NoBrokerError, ConnectError.
         """
         url = os.environ.get("HEADWATER_BROKER")
         if url and not self._brokers:
@@ -255,9 +258,7 @@ class App:
                 await self._call_hooks(self._on_startup)
                 started.push_async_callback(self._call_hooks, self._after_shutdown)
             await self._choose_brokers()
-            started.push_async_callback(self.broker.close)
-            await self.broker.connect(create=create)
-            yield self.broker
+            yield await started.enter_async_context(self.broker)
 
     async def shutdown(self) -> None:
         """Stop: receive nothing more, finish what is in work, then undo the start in reverse. Idempotent."""
@@ -347,6 +348,12 @@ class App:
             if inspect.isawaitable(result):
                 await result
 
+    async def _call_all(self, hooks: Sequence[Hook]) -> None:
+        """Call each of them although one fails; that failure is raised in the end."""
+        async with AsyncExitStack() as calls:
+            for hook in reversed(hooks):
+                calls.push_async_callback(self._call_hooks, [hook])
+
     def _wanted(self, function: Hook) -> tuple[App, ...]:
         """The app, for a hook that takes it."""
         return (self,) if inspect.signature(function).parameters else ()
@@ -427,6 +434,7 @@ class App:
     async def _connect_in_background(self) -> None:
         try:
             await self._bring_up()
+            await self._timed("after_startup", self._call_hooks(self._after_startup))
         except Exception as error:
             self.logger.exception("%s cannot start", self.name)
             self.stop(error)
@@ -439,8 +447,7 @@ class App:
             topics = {topic.name: topic for topic in self.topics} if index == 0 else {}
             for name in self._names(broker):
                 topics.setdefault(name, Topic(name))
-            if self._declare != "off":
-                await broker.declare(list(topics.values()), self._declare)
+            await broker.declare(list(topics.values()), self._declare)
 
     def _names(self, broker: Broker) -> list[str]:
         mine = [consumer for owner, consumer in self._consumers if owner is broker]
@@ -473,11 +480,18 @@ class App:
             self.stop(error)
 
     @asynccontextmanager
-    async def subscribe(self, *topics: str, handler: Callable[..., Any], **options: Any) -> AsyncIterator[None]:
-        """Handle the messages of some topics while the context lasts; options as for `subscriber`."""
+    async def subscribe(
+        self, topics: str | Sequence[str], handler: Callable[..., Any], **options: Any
+    ) -> AsyncIterator[None]:
+        """Handle the messages of some topics while the context lasts; options as for `subscriber`.
+
+        Raises ConfigurationError if another handler of this app has messages of them in the same group.
+        """
+        topics = (topics,) if isinstance(topics, str) else tuple(topics)
         router = Router(middleware=self.router.middleware, dependencies=self.router.dependencies)
         router.subscriber(*topics, **options)(handler)
         (consumer,) = consumers_of(self.name, router.declared())
+        check_apart([consumer, *(running.consumer for running in self.consuming if running.broker is self.broker)])
         consumer.check(self.broker.engine)
         watch = None if self.watcher is None else self.watcher.watch_call
         consumer.compile(self._environment(self.broker), self.broker.publish_many, watch)

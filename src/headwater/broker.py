@@ -6,9 +6,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Any, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Self, TypedDict
 
-from .admin import Admin
 from .codecs import Codec, decoder_for, encode
 from .engine import Change, DeclareMode, Engine, Source, Start, Topic
 from .engines import engine_for, redacted
@@ -18,6 +17,9 @@ from .publisher import Outbox
 from .replies import Requester
 from .router import Router
 from .stream import Stream, Until
+
+if TYPE_CHECKING:
+    from .admin import Admin
 
 _log = logging.getLogger("headwater")
 
@@ -100,15 +102,10 @@ class Broker:
 
     # --- lifecycle ------------------------------------------------------------------------------------
 
-    async def connect(self, *, create: bool = True) -> None:
-        """Reach the server. Idempotent. Raises ConnectError after `connect_timeout` seconds.
-
-        With `create=False` a store that is not there is not made, where an engine would: StoreNotFoundError.
-        """
+    async def connect(self) -> None:
+        """Reach the server. Idempotent. Raises ConnectError after `connect_timeout` seconds."""
         if self.connected:
             return
-        if not create and hasattr(self.engine, "creates"):  # an engine that makes nothing has no such switch
-            self.engine.creates = False
         try:
             async with asyncio.timeout(self.connect_timeout):
                 await self.engine.connect()
@@ -126,9 +123,12 @@ class Broker:
         for stream in list(self._streams):
             await stream.close()
         await self.flush()
-        requester, self._requester, self._outbox = self._requester, None, None
+        requester, self._requester = self._requester, None
+        outbox, self._outbox = self._outbox, None
         if requester is not None:
             await requester.close()
+        if outbox is not None:
+            await outbox.close()
         if self._engine is not None:
             await self._engine.close()
 
@@ -356,6 +356,8 @@ class Broker:
     @property
     def admin(self) -> Admin:
         """Topics, partitions, groups, dead letters. Raises NotSupportedError where the engine has none."""
+        from .admin import Admin  # an operator's business: most processes never import it
+
         engine = self._connected_engine()
         if engine.admin is None:
             raise NotSupportedError(engine.name, "administration")

@@ -104,10 +104,17 @@ class Consumer:
         for capability, (wanted, hint) in demands.items():
             if wanted and not getattr(capabilities, capability):
                 raise NotSupportedError(name, f"{capability} ({self.name})", hint)
-        for topic in self.topics:
+        for topic in (*self.topics, *self._destinations()):
             if not is_pattern(topic):
                 engine.check_topic(topic)
         return capabilities
+
+    def _destinations(self) -> Iterable[str]:
+        """The topics that results and dead letters are published to, as far as they are named."""
+        for subscriber, publishers in self.declared:
+            yield from (publisher.topic for publisher in publishers)
+            if isinstance(subscriber.dead_letter, str):
+                yield subscriber.dead_letter
 
     def compile(self, environment: Environment, send: Sends, watch: Watch | None = None) -> None:
         """Resolve the signatures and compose what happens for a message. Raises ConfigurationError.
@@ -204,12 +211,18 @@ class Consumer:
 
 
 def consumers_of(app: str, declared: Declared) -> list[Consumer]:
-    """One consumer for each group and set of topics. Raises ConfigurationError where two would overlap."""
+    """One consumer for each group and set of topics. Raises ConfigurationError where two overlap."""
     shared: dict[Any, list[tuple[Subscriber, tuple[Publisher, ...]]]] = {}
     for index, (subscriber, publishers) in enumerate(declared):
         place = index if subscriber.broadcast else (subscriber.group or app, frozenset(subscriber.topics))
         shared.setdefault(place, []).append((subscriber, publishers))
     consumers = [Consumer(app, together) for together in shared.values()]
+    check_apart(consumers)
+    return consumers
+
+
+def check_apart(consumers: Sequence[Consumer]) -> None:
+    """Raise ConfigurationError where two of one group want messages of one topic."""
     for index, one in enumerate(consumers):
         for other in consumers[index + 1 :]:
             if one.group is not None and one.group == other.group and _overlap(one.topics, other.topics):
@@ -217,7 +230,6 @@ def consumers_of(app: str, declared: Declared) -> list[Consumer]:
                     f"{one.name} ({', '.join(one.topics)}) and {other.name} ({', '.join(other.topics)}) overlap in the "
                     f"group {one.group!r}, so each would miss messages: give one another group="
                 )
-    return consumers
 
 
 def _overlap(one: Iterable[str], other: Iterable[str]) -> bool:

@@ -6,7 +6,20 @@ from collections.abc import Mapping
 from typing import Final
 
 from .errors import Signal
-from .message import ATTEMPTS, EXCEPTION, GROUP, OFFSET, ONLY_GROUP, PARTITION, REASON, TOPIC, Message, Outgoing
+from .message import (
+    ATTEMPTS,
+    DEADLINE,
+    EXCEPTION,
+    GROUP,
+    OFFSET,
+    ONLY_GROUP,
+    PARTITION,
+    REASON,
+    REPLY_TO,
+    TOPIC,
+    Message,
+    Outgoing,
+)
 
 
 def dead_letter(message: Message, topic: str, reason: str, error: BaseException | None) -> Outgoing:
@@ -56,7 +69,10 @@ def returned(message: Message) -> Message:
 
 
 def replayed(letter: Message) -> Outgoing:
-    """A dead letter on its way back to its topic, for the group that gave it up alone."""
+    """A dead letter on its way back to its topic, for the group that gave it up alone.
+
+    Nobody waits for the answer to an old request: a deadline would only have it skipped.
+    """
     headers = letter.headers
     kept = [(name, value) for name, value in headers.pairs if name not in _ABOUT]
     if GROUP in headers:
@@ -64,7 +80,9 @@ def replayed(letter: Message) -> Outgoing:
     return Outgoing(letter.body, headers[TOPIC], key=letter.key_bytes, headers=kept)
 
 
-_ABOUT: Final = frozenset((REASON, EXCEPTION, TOPIC, PARTITION, OFFSET, ATTEMPTS, GROUP, ONLY_GROUP))
+_ABOUT: Final = frozenset(
+    (REASON, EXCEPTION, TOPIC, PARTITION, OFFSET, ATTEMPTS, GROUP, ONLY_GROUP, REPLY_TO, DEADLINE)
+)
 
 
 def _readdressed(message: Message, topic: str, about: Mapping[str, str]) -> Outgoing:

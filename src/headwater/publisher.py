@@ -42,7 +42,7 @@ class Outbox:
     @property
     def full(self) -> bool:
         """Whether to wait with `room` before putting more."""
-        return self._unconfirmed >= MAX_PENDING
+        return self._unconfirmed + len(self._batch) >= MAX_PENDING
 
     async def publish_alone(self, outgoing: Outgoing, timeout: float) -> Receipt:
         """Send this at once, as nobody else seems to be publishing; its confirmation.
@@ -65,7 +65,7 @@ class Outbox:
     def put(self, outgoing: Outgoing, timeout: float) -> asyncio.Future[Receipt]:
         """Send this soon; its confirmation. The message is ready to travel: see `codecs.encode`."""
         future: asyncio.Future[Receipt] = self._loop.create_future()
-        self._crowded = True
+        self._crowded, self.alone = True, False  # who comes next must not overtake this one
         batch = self._batch
         if not batch:
             self._loop.call_soon(self.flush)
@@ -97,24 +97,30 @@ class Outbox:
         task.add_done_callback(self._sends.discard)
 
     async def _await(self, batch: list[Pending], answer: Awaitable[Sequence[Receipt]]) -> None:
-        started = self._loop.time()
-        timer = self._loop.call_later(min(timeout for _, _, timeout in batch), self._expire, batch, started)
+        sending = asyncio.current_task()
+        assert sending is not None
+        first = min(timeout for _, _, timeout in batch)
+        timer = self._loop.call_later(first, self._expire, batch, self._loop.time(), sending)
         try:
             _confirm(batch, await answer)
         except Exception as error:
             self._refuse(batch, error)
+        except asyncio.CancelledError:
+            _give_up(batch)
+            raise
         finally:
             timer.cancel()
             self._unconfirmed -= len(batch)
 
-    def _expire(self, batch: list[Pending], started: float) -> None:
+    def _expire(self, batch: list[Pending], started: float, sending: asyncio.Task[None]) -> None:
+        """Tell those whose time is over; once nobody waits any more the send is given up."""
         now = self._loop.time()
-        for outgoing, future, timeout in batch:
-            if now - started >= timeout - 0.001 and not future.done():
-                future.set_exception(DeliveryUnknownError(outgoing.topic, timeout))
+        _give_up([pending for pending in batch if now - started >= pending[2] - 0.001])
         waiting = [started + timeout - now for _, future, timeout in batch if not future.done()]
         if waiting:
-            self._loop.call_later(max(0.001, min(waiting)), self._expire, batch, started)
+            self._loop.call_later(max(0.001, min(waiting)), self._expire, batch, started, sending)
+        else:
+            sending.cancel()
 
     def _refuse(self, batch: list[Pending], error: Exception) -> None:
         """Tell each publisher its own error. One bad message does not fail those that happened to be beside it."""
@@ -132,10 +138,13 @@ class Outbox:
 
     async def room(self, timeout: float, topic: str) -> None:
         """Wait until less is unconfirmed. Raises DeliveryUnknownError after `timeout` seconds."""
+        deadline = self._loop.time() + timeout
         self.flush()
-        _done, waiting = await asyncio.wait(self._sends, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        if self.full and len(waiting) == len(self._sends):
-            raise DeliveryUnknownError(topic, timeout)
+        while self.full:
+            rest = deadline - self._loop.time()
+            if rest <= 0:
+                raise DeliveryUnknownError(topic, timeout)
+            await asyncio.wait(self._sends, timeout=rest, return_when=asyncio.FIRST_COMPLETED)
 
     async def drain(self, timeout: float) -> bool:
         """Wait until everything is confirmed; False if `timeout` seconds were not enough."""
@@ -144,11 +153,25 @@ class Outbox:
             await asyncio.wait(self._sends, timeout=timeout)
         return not self.busy
 
+    async def close(self) -> None:
+        """Give up what is not confirmed; who waits for it gets DeliveryUnknownError."""
+        await asyncio.sleep(0)  # one that has not begun could tell nobody
+        sends = list(self._sends)
+        for sending in sends:
+            sending.cancel()
+        await asyncio.gather(*sends, return_exceptions=True)
+
 
 @types.coroutine
 def _turn() -> Generator[None]:
     """Let the loop go round once."""
     yield
+
+
+def _give_up(batch: list[Pending]) -> None:
+    for outgoing, future, timeout in batch:
+        if not future.done():
+            future.set_exception(DeliveryUnknownError(outgoing.topic, timeout))
 
 
 def _confirm(batch: list[Pending], receipts: Sequence[Receipt]) -> None:

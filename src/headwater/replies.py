@@ -52,6 +52,7 @@ class Requester:
             answer = await future
         finally:
             timer.cancel()
+            future.cancel()
             del self._waiting[correlation]
         if ERROR in answer.headers:
             raise RemoteError(answer.headers[ERROR], answer.body.decode(errors="replace"))

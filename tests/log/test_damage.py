@@ -7,9 +7,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import everything, put, values
 from crashing import DIED, Countdown, die_at
 
+from conftest import everything, put, values
 from headwater import errors
 from headwater.log import control
 from headwater.log.catalog import NAME as CATALOG
@@ -186,6 +186,20 @@ def test_a_flipped_bit_anywhere_is_never_served_and_can_be_repaired(directory: P
     _flip_often(directory, 60, random.randrange(1 << 30))
 
 
+def test_a_flipped_bit_in_any_word_of_a_head_is_noticed(directory: Path) -> None:
+    content = _make(directory)
+    whole = directory.with_name("whole")
+    shutil.copytree(directory, whole)
+    head = 8 * (control.HEADS + control.HEAD * 3)  # of the stream of "audit"
+    for bit in range(128):
+        shutil.rmtree(directory)
+        shutil.copytree(whole, directory)
+        _flip(directory / control.NAME, 8 * head + bit)
+        healthy = check(directory).healthy
+        named, found = _try_reading(directory)
+        assert (named, healthy) == (control.NAME, False) or found == _expect(content), bit
+
+
 @pytest.mark.soak
 def test_a_thousand_flipped_bits_are_never_served(directory: Path) -> None:
     _flip_often(directory, 1000, random.randrange(1 << 30))
@@ -270,9 +284,7 @@ def test_a_catalog_beyond_help_gives_topics_the_names_of_their_streams(directory
     assert all(name.startswith("recovered.") for name in found)
 
 
-def test_a_disk_that_refuses_to_sync_stops_the_store(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_refuses_to_sync_stops_the_store(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = _make(directory)
     with Store.open(directory) as store:
         stream = store.topic("orders").streams[0]

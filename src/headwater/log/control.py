@@ -33,7 +33,7 @@ CATALOG: Final = 27  # changes with the catalog
 SEGMENTS: Final = 28  # changes with the set of segment files
 ALLOCATED: Final = 29  # bytes of the active segment that have their place on disk
 PENDING: Final = 31  # sealed position: cursors from here on wait for a process that applies them; 0: none
-FAILED: Final = 30  # not 0: an fdatasync failed, nothing written since the last good one can be vouched for
+FAILED: Final = 30  # REFUSED: an fdatasync failed, nothing since the last good one can be vouched for; else 0
 
 # within a slot
 NUMBER, END, FRAME, TIME, CHECK = 0, 1, 2, 3, 4
@@ -42,6 +42,8 @@ HEADS: Final = 512  # the first head, in words
 HEAD: Final = 4  # words of a head: one for each stream
 NEXT, TAIL, BYTES = 0, 1, 2  # next offset, position of the last frame, bytes ever appended
 RETIRED: Final = (1 << 64) - 1  # as NEXT: the stream's topic was deleted
+
+REFUSED: Final = int.from_bytes(b"refused", "little")
 
 LOW: Final = (1 << 32) - 1
 MASK: Final = (1 << 64) - 1
@@ -178,6 +180,8 @@ class Control:
         end = self.end
         if not unseal(self.words[DURABLE]) <= end >= unseal(self.words[VISIBLE]):
             raise self.damaged(8 * DURABLE, "a position lies behind the end of the journal")
+        if self.words[FAILED] not in (0, REFUSED):
+            raise self.damaged(8 * FAILED, "a mark does not make sense")
         if self.words[FAILED]:
             raise StoreError(
                 self.path.parent,
@@ -237,9 +241,7 @@ class Control:
         now = os.fstat(self._fd).st_size
         if now < size:
             allocate(self._fd, now, size - now)
-        self._outgrown.append(
-            (self._mmap, self.words)
-        )  # other threads may be using them; they are the same words
+        self._outgrown.append((self._mmap, self.words))  # other threads may be using them; they are the same words
         self._map()
 
 

@@ -38,7 +38,7 @@ class Disk:
             try:
                 self._flush(durable >> 32, end >> 32)
             except OSError as error:
-                words[ctl.FAILED] = 1
+                words[ctl.FAILED] = ctl.REFUSED
                 raise StoreError(
                     self.directory,
                     f"the disk refused an fsync ({error.strerror}); nothing more is taken. Stop every "

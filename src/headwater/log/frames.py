@@ -188,12 +188,8 @@ def stamp(
             draft.columns[0],
         )  # fmt: skip
     else:
-        fixed = _CHECKED.pack(
-            draft.meta_length, draft.length, segment, position, runs, cursors, time, number, durable
-        )
-        table = map(
-            RUN.pack, draft.streams, draft.counts, bases, previous, draft.starts, draft.crcs, draft.columns
-        )
+        fixed = _CHECKED.pack(draft.meta_length, draft.length, segment, position, runs, cursors, time, number, durable)
+        table = map(RUN.pack, draft.streams, draft.counts, bases, previous, draft.starts, draft.crcs, draft.columns)
         checked = b"".join((fixed, *table, draft.cursor_bytes))
     return _UNCHECKED.pack(MAGIC, crc32(checked)) + checked
 

@@ -84,7 +84,8 @@ class Journal:
     def append(self, draft: Draft, guard: Callable[[], None] | None = None) -> Committed:
         """Commit a frame: all of it or nothing. Survives the death of this process at any moment.
 
-        Raises StoreFullError with nothing written, StoreBusyError, RetiredStreamError.
+        Raises StoreFullError with nothing written, StoreBusyError, RetiredStreamError, and what `guard` raises
+        when it is asked under the lock.
         """
         now = int(self.clock() * 1e6)
         with self.lock:
@@ -92,6 +93,8 @@ class Journal:
             words[ctl.OWNER] = self._pid
             if words[ctl.COMMIT] != self._last[0] or words[ctl.FAILED]:
                 self._catch_up()
+            if guard is not None:
+                guard()
             number, end, frame, last = self._last
             if now < last:
                 now = last
@@ -106,9 +109,7 @@ class Journal:
             self._write(segment, position, meta, draft)
             behind = end + draft.length
             self.control.commit(number, behind, end, now)
-            self._apply(
-                zip(draft.streams, draft.counts, bases, draft.sizes, strict=True), end, number, draft.cursors
-            )
+            self._apply(zip(draft.streams, draft.counts, bases, draft.sizes, strict=True), end, number, draft.cursors)
             self._last = number, behind, end, now
             if self._process_only:
                 words[ctl.VISIBLE] = seal(behind)
@@ -128,7 +129,7 @@ class Journal:
         bases, previous = [], []
         for stream in draft.streams:
             if stream not in verified:
-                self.verify_head(stream)
+                self._verify_head(stream)
                 verified.add(stream)
             at = HEADS + HEAD * stream
             base, tail = words[at], words[at + ctl.TAIL]
@@ -242,7 +243,15 @@ class Journal:
                     what = f"{error.reason}; cursors that were committed together with messages"
                     raise StoreCorruptError(self.directory, name.path.name, error.position, what) from error
 
-    def verify_head(self, stream: int) -> None:
+    def verify(self, stream: int) -> None:
+        """Raise StoreCorruptError unless the control file is right about a stream. Looks once a stream."""
+        if stream not in self._verified:
+            with self.lock:
+                self.settle()
+                self._verify_head(stream)
+                self._verified.add(stream)
+
+    def _verify_head(self, stream: int) -> None:
         """Raise StoreCorruptError unless a stream's head agrees with the journal. Under the lock."""
         words = self.control.words
         if stream >= self.control.capacity:
@@ -262,6 +271,8 @@ class Journal:
             else:
                 agreed = segment.header.snapshot.place(stream).next == following
         except BadFrameError as error:
+            if _lies_within_a_frame(segment, tail & LOW, end & LOW):
+                raise self.control.damaged(8 * at, f"the head of stream {stream} points nowhere") from error
             raise self._damaged(error, f"stream {stream} from offset {following} on") from error
         if not agreed:
             raise self.control.damaged(8 * at, f"the head of stream {stream} does not agree with the journal")
@@ -363,3 +374,16 @@ def _snapshot(streams: list[int], nexts: list[int], sizes: list[int]) -> Snapsho
     return Snapshot(
         array("I", streams), array("Q", [nexts[s] for s in streams]), array("Q", [sizes[s] for s in streams])
     )
+
+
+def _lies_within_a_frame(segment: Segment, position: int, end: int) -> bool:
+    """Whether a position is none at which a frame begins, as far as the segment is whole."""
+    try:
+        if position < segment.header.length or position >= end:
+            return True
+        return any(
+            header.position < position < header.position + header.length
+            for _, _, header in segment.scan(segment.header.length, end)
+        )
+    except BadFrameError:
+        return False

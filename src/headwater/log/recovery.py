@@ -210,9 +210,7 @@ def _walk(directory: Path, chain: list[SegmentName], durable: int) -> tuple[int,
                 torn = name, error.position, error.reason
         plan.append((name, position, heads.footer(name.first, time, number)))
     if torn is not None and heads is None:
-        raise StoreCorruptError(
-            directory, torn[0].path.name, torn[1], f"{torn[2]}; the whole journal from here on"
-        )
+        raise StoreCorruptError(directory, torn[0].path.name, torn[1], f"{torn[2]}; the whole journal from here on")
     if torn is not None:
         _refuse_damage(directory, torn, durable, [name for name in chain if name.first >= torn[0].first])
     assert heads is not None
@@ -262,9 +260,7 @@ def _refuse_damage(
         start = position if later is name else 0
         durable = max([durable, *(header.durable for header in frames_behind(later, start))])
     if durable > place:
-        raise StoreCorruptError(
-            directory, name.path.name, position, f"{reason}; messages that were acknowledged"
-        )
+        raise StoreCorruptError(directory, name.path.name, position, f"{reason}; messages that were acknowledged")
 
 
 def frames_behind(name: SegmentName, start: int) -> Iterator[Header]:

@@ -242,7 +242,9 @@ class Store:
 
     def _start(self, stream: int) -> int:
         try:
-            return self._catalog.start(stream)
+            start = self._catalog.start(stream)
+            self._journal.verify(stream)
+            return start
         except KeyError:
             raise TopicNotFoundError(f"stream {stream}", "it was deleted") from None
 

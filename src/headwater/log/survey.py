@@ -237,6 +237,7 @@ def _look_at_segment(survey: Survey, name: SegmentName, is_active: bool, end: in
 
 def _begin_part(survey: Survey, segment: Segment) -> Part:
     name = SegmentName(segment.first, segment.last, segment.path)
+    survey.heads.tails.clear()
     try:
         header = segment.header
     except BadFrameError as error:
@@ -276,9 +277,7 @@ def _look_at_frames(survey: Survey, part: Part, segment: Segment, limit: int, to
     return position
 
 
-def _look_at_frame(
-    survey: Survey, part: Part, segment: Segment, buffer: bytes, at: int, header: Header
-) -> None:
+def _look_at_frame(survey: Survey, part: Part, segment: Segment, buffer: bytes, at: int, header: Header) -> None:
     file = part.name.path.name
     survey.frames += 1
     survey.time, survey.number = max(survey.time, header.time), max(survey.number, header.number)
@@ -314,19 +313,16 @@ def _look_at_heads(survey: Survey, heads: list[int], active: int) -> None:
             continue  # made after the control file was looked at, or its last owner died: nothing to compare
         following, tail = heads[at], heads[at + ctl.TAIL]
         stood, size = survey.heads.places.get(stream, (0, 0))
-        if following == stood:
+        pointed = tail & LOW if tail >> 32 == active else None
+        if following == stood and pointed == survey.heads.tails.get(stream):
             continue
         part = survey.parts[-1] if survey.parts and survey.parts[-1].name.last == active else None
-        in_damage = tail >> 32 == active and (
-            part is None or (not part.whole and (tail & LOW) not in part.good)
-        )
+        in_damage = tail >> 32 == active and (part is None or (not part.whole and (tail & LOW) not in part.good))
         if in_damage and stood < following < RETIRED:
             survey.arrive(segment_path(survey.directory, active).name, stream, following)
             survey.heads.places[stream] = following, size
         else:
-            survey.hurt(
-                ctl.NAME, 8 * (HEADS + at), f"the head of stream {stream} does not agree with the journal"
-            )
+            survey.hurt(ctl.NAME, 8 * (HEADS + at), f"the head of stream {stream} does not agree with the journal")
 
 
 def read_control(directory: Path) -> Control | None:
