@@ -21,10 +21,12 @@ from headwater.errors import (
     NotSupportedError,
     OffsetOutOfRangeError,
     PartitionLostError,
+    StoreCorruptError,
     StoreNotFoundError,
     TopicNameError,
     TopicNotFoundError,
 )
+from headwater.log.store import Run
 from headwater.message import NO_HEADERS, Headers, Outgoing, Position
 
 from .conftest import OpenShop, Shop, bodies, take
@@ -493,6 +495,19 @@ async def test_a_commit_does_both_or_neither(open_shop: OpenShop, durability: st
         assert not await reader.receive(1, 0.02)
 
 
+async def test_a_store_asks_before_it_commits(shop: Shop) -> None:
+    await shop.put("x", partition=0)
+
+    def refuse() -> None:
+        raise RuntimeError("not yours")
+
+    store = shop.engine.store
+    stream = store.topic("orders").streams[0]
+    with pytest.raises(RuntimeError, match="not yours"):
+        store.append([Run(stream, (None,), (b"",), (b"y",))], guard=refuse)
+    assert store.latest(stream) == 1
+
+
 async def test_commits_one_after_the_other_need_not_wait_for_each_other(open_shop: OpenShop) -> None:
     shop = await open_shop(durability="fsync")
     await shop.put(*range(100), partition=0)
@@ -592,6 +607,38 @@ async def test_a_group_is_moved_only_while_nobody_is_in_it(shop: Shop) -> None:
     await shop.admin.delete_group("shop")
     with pytest.raises(GroupNotFoundError):
         await shop.admin.lag("shop", None)
+
+
+async def test_a_damaged_position_is_named_and_a_reset_is_the_way_out(shop: Shop) -> None:
+    await shop.put(*range(5), partition=3)
+    async with shop.member() as member:
+        await take(member, 5, ack=True)
+    (cursors,) = (shop.path / "groups" / "shop").glob("*.cursors")
+    content = bytearray(cursors.read_bytes())
+    content[3 * (len(content) // 8) + 66] ^= 4
+    cursors.write_bytes(content)
+    with pytest.raises(StoreCorruptError, match=r"'orders'\[3\].*groups reset"):
+        async with shop.member():
+            pass
+    await shop.admin.set_offsets("shop", "orders", {3: 2})
+    async with shop.member() as member:
+        assert bodies(await take(member, 3)) == ["2", "3", "4"]
+
+
+async def test_a_damaged_group_is_named_and_deleting_it_is_the_way_out(shop: Shop) -> None:
+    await shop.put("x")
+    async with shop.member() as member:
+        await take(member, 1, ack=True)
+    (state,) = (shop.path / "groups" / "shop").glob("state.*")
+    content = bytearray(state.read_bytes())
+    content[20] ^= 1
+    state.write_bytes(content)
+    with pytest.raises(StoreCorruptError, match="delete the group"):
+        async with shop.member():
+            pass
+    await shop.admin.delete_group("shop")
+    async with shop.member() as member:
+        await take(member, 1, ack=True)
 
 
 async def test_lag_names_what_is_left(shop: Shop) -> None:

@@ -121,6 +121,7 @@ async def test_bells_of_the_dead_are_removed(own: Own, tmp_path: Path) -> None:
     sleepers = [Sleeper(tmp_path, 5) for _ in range(2)]
     for sleeper in sleepers:
         assert sleeper.says() == "asleep"
+    for sleeper in sleepers:
         sleeper.kill()
     assert len(list(tmp_path.glob("*.sock"))) == 3
     own.bells.ring([5])

@@ -341,11 +341,12 @@ def _header(name: str, generation: int) -> bytes:
     return (static + _CRC.pack(zlib.crc32(static))).ljust(PAGE, b"\0")
 
 
-def blank_page(name: str, generation: int, watermark: int) -> bytes:
-    """The content of a page whose next message is at `watermark`."""
+def blank_page(name: str, generation: int, watermark: int, reset_frame: int = 0) -> bytes:
+    """The content of a page whose next message is at `watermark`; transactions up to `reset_frame` are undone."""
     page = bytearray(_header(name, generation))
     word = _sealed(watermark).to_bytes(8, "little")
     page[_WATERMARK * 8 : _WATERMARK * 8 + 16] = word + word
+    page[_RESET_FRAME * 8 : _RESET_FRAME * 8 + 8] = _sealed(reset_frame).to_bytes(8, "little")
     return bytes(page)
 
 

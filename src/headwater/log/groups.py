@@ -29,7 +29,7 @@ from ..topics import match
 from .assignment import Wanted, balanced
 from .cursors import CursorFile, CursorPage, blank_page
 from .frames import CursorCommit
-from .roster import LEASE, Entry, Roster
+from .roster import LEASE, SLOTS, Entry, Roster
 from .terms import STATE, TermEndedError, current_term, has_state, state_path
 
 FOLDER: Final = "groups"
@@ -250,6 +250,10 @@ class Group:
             if self.roster.is_alive(name, member.slot)
         ]
 
+    def is_lived_in(self) -> bool:
+        """Whether any process holds a place in the group, whatever its state says."""
+        return any(self.roster.is_held(slot) for slot in range(1, SLOTS + 1))
+
     def bury(self, state: State) -> bool:
         """Strike members that died or hang; what they held is free at once. Whether there were any."""
         dead = {name for name, member in state.members.items() if not self.roster.is_alive(name, member.slot)}
@@ -312,7 +316,7 @@ def read_state(folder: Path, name: str) -> State:
             raise ValueError("checksum")
         state = msgspec.json.decode(content[4:], type=State)
     except (ValueError, msgspec.DecodeError) as error:
-        lost = f"the positions of group {name!r}; the messages are safe, reset or delete the group"
+        lost = f"the positions of group {name!r}; the messages are safe; delete the group, it begins anew"
         raise StoreCorruptError(folder, path.name, 0, lost) from error
     if state.version > _VERSION:
         raise StoreVersionError(path, f"format {state.version}, this Headwater knows up to {_VERSION}")

@@ -84,7 +84,8 @@ class Journal:
     def append(self, draft: Draft, guard: Callable[[], None] | None = None) -> Committed:
         """Commit a frame: all of it or nothing. Survives the death of this process at any moment.
 
-        Raises StoreFullError with nothing written, StoreBusyError, RetiredStreamError.
+        Raises StoreFullError with nothing written, StoreBusyError, RetiredStreamError, and what `guard` raises
+        when it is asked under the lock.
         """
         now = int(self.clock() * 1e6)
         with self.lock:
@@ -92,6 +93,8 @@ class Journal:
             words[ctl.OWNER] = self._pid
             if words[ctl.COMMIT] != self._last[0] or words[ctl.FAILED]:
                 self._catch_up()
+            if guard is not None:
+                guard()
             number, end, frame, last = self._last
             if now < last:
                 now = last

@@ -26,6 +26,7 @@ from ...errors import (
     GroupNotFoundError,
     HeadwaterError,
     OffsetOutOfRangeError,
+    StoreCorruptError,
     TopicNotFoundError,
 )
 from ...log.cursors import blank_page
@@ -198,23 +199,29 @@ class LocalAdmin:
             frame, _ = self._engine.catalogue.harden()
             group.bury(state)
             group.catch_up(state)
-            self._have_places(group, state, topic, streams)
-            for partition, offset in offsets.items():
-                group.page(topic, partition, state.places[topic][partition]).reset(offset, frame)
-            group.sync()
+            self._have_places(state, topic, streams)
+            # New pages instead of the old ones, which may be what is damaged.
+            pages = {
+                (topic, partition): blank_page(
+                    cursor_name(name, topic, partition, streams[partition]), state.generation + 1, offset, frame
+                )
+                for partition, offset in self._offsets(state, topic, streams, offsets).items()
+            }
+            if pages:
+                group.write_pages(state, pages)
             state.resolved.add(topic)
             group.save(state)
 
-    def _have_places(self, group: Group, state: State, topic: str, streams: Sequence[int]) -> None:
+    def _have_places(self, state: State, topic: str, streams: Sequence[int]) -> None:
         places = state.places.setdefault(topic, [])
-        pages = {}
-        for partition in range(len(places), len(streams)):
-            stream = streams[partition]
-            places.append(Place(stream, "", 0))
-            name = cursor_name(group.name, topic, partition, stream)
-            pages[topic, partition] = blank_page(name, state.generation + 1, self._store.earliest(stream))
-        if pages:
-            group.write_pages(state, pages)
+        places += [Place(stream, "", 0) for stream in streams[len(places) :]]
+
+    def _offsets(
+        self, state: State, topic: str, streams: Sequence[int], offsets: Mapping[int, int]
+    ) -> Mapping[int, int]:
+        """Those asked for, and the earliest for partitions the group had no position on."""
+        new = {p: self._store.earliest(streams[p]) for p, place in enumerate(state.places[topic]) if not place.file}
+        return {**new, **offsets}
 
     def _refuse_while_active(self, group: Group, state: State) -> None:
         living = group.living(state)
@@ -235,8 +242,12 @@ class LocalAdmin:
         """Forget a group that has no live member. Raises ConfigurationError, GroupNotFoundError."""
 
         def delete() -> None:
-            with self._group(group) as opened, opened.changing() as state:
-                self._refuse_while_active(opened, state)
+            with self._group(group) as opened, opened.roster.locked():
+                try:
+                    self._refuse_while_active(opened, opened.load())
+                except StoreCorruptError:  # deleting it is the way out
+                    if opened.is_lived_in():
+                        raise
                 delete_group(self._store.path, group)
 
         await asyncio.to_thread(delete)
