@@ -120,6 +120,8 @@ class App:
         self.timings: dict[str, float] = {}
         """Seconds that each step of the last start took."""
         self.is_ready = False
+        self.stopped_by: signal.Signals | None = None
+        """The signal that ended the last `run`, if one did."""
         worker = os.environ.get("HEADWATER_WORKER_ID")
         self.worker_id = int(worker) if worker else None
         self.overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
@@ -134,7 +136,6 @@ class App:
         self._on_shutdown, self._after_shutdown = list(on_shutdown), list(after_shutdown)
         self._startup = startup
         self._brokers: list[Broker] = []
-        self._broker_url: str | None = None  # wins over what the app says: `--broker`
         self._running: AsyncExitStack | None = None
         self.consuming: list[Running] = []
         self._consumers: list[tuple[Broker, Consumer]] = []
@@ -216,7 +217,7 @@ class App:
         if self._running is not None:
             raise ConfigurationError(f"the app {self.name!r} is started already")
         self.timings.clear()
-        self._failure, self._interrupted = None, False
+        self._failure, self.stopped_by = None, None
         self._stopping = asyncio.Event()
         async with AsyncExitStack() as started:
             started.callback(self._reset)
@@ -239,6 +240,27 @@ class App:
         self.is_ready = self._connecting is None
         steps = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in self.timings.items())
         self.logger.info("%s is ready: %s", self.name, steps)
+
+    @asynccontextmanager
+    async def connected_broker(self, *, create: bool = True) -> AsyncIterator[Broker]:
+        """The first broker, connected, to look at and to manage: nothing is declared and no handler runs.
+
+        Only what finding it takes is done: where it comes late, that is the lifespan and the `on_startup` hooks,
+        undone in the end. `create` as in `Broker.connect`. Raises NoBrokerError, ConnectError.
+        """
+        url = os.environ.get("HEADWATER_BROKER")
+        if url and not self._brokers:
+            self.set_broker(url)
+        async with AsyncExitStack() as started:
+            started.callback(self._reset)
+            if not url and not (self._brokers and self.broker.bound):
+                await self._enter_lifespan(started)
+                await self._call_hooks(self._on_startup)
+                started.push_async_callback(self._call_hooks, self._after_shutdown)
+            await self._choose_brokers()
+            started.push_async_callback(self.broker.close)
+            await self.broker.connect(create=create)
+            yield self.broker
 
     async def shutdown(self) -> None:
         """Stop: receive nothing more, finish what is in work, then undo the start in reverse. Idempotent."""
@@ -264,7 +286,7 @@ class App:
             try:
                 await self._starting
             except asyncio.CancelledError:
-                if self._failure is None and not self._interrupted:
+                if self._failure is None and self.stopped_by is None:
                     raise
                 return
             finally:
@@ -277,8 +299,9 @@ class App:
         if self._failure is not None:
             raise self._failure
 
-    def _on_signal(self) -> None:
-        self._interrupted = True
+    def _on_signal(self, number: signal.Signals) -> None:
+        self.stopped_by = self.stopped_by or number
+        self.logger.info("%s stops: %s", self.name, number.name)
         if self._starting is not None:
             self._starting.cancel()
         if self._stopping is not None and self._stopping.is_set():
@@ -341,7 +364,7 @@ class App:
         """What was given late, then what wins over it; and the check that there is one."""
         if any(callable(one) for one in self._given) and not self._brokers:
             self.set_broker([await _made(one) for one in self._given])
-        url = self._broker_url or os.environ.get("HEADWATER_BROKER")
+        url = os.environ.get("HEADWATER_BROKER")  # what `--broker` sets too, for workers to inherit
         if url and self._brokers:
             self._brokers[0].bind(url)
         elif url:
@@ -543,13 +566,13 @@ class Running:
 
 
 @contextlib.contextmanager
-def _signals(callback: Callable[[], None]) -> Any:
+def _signals(callback: Callable[[signal.Signals], None]) -> Any:
     """Call back on SIGINT and SIGTERM, where this thread may say so."""
     loop = asyncio.get_running_loop()
     taken = []
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-            loop.add_signal_handler(number, callback)
+            loop.add_signal_handler(number, callback, number)
             taken.append(number)
     try:
         yield

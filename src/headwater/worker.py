@@ -80,6 +80,9 @@ class Worker:
             for lane in lanes:
                 lane.cancel()
             await asyncio.gather(*lanes, receiver, return_exceptions=True)
+            self._running[:] = [None] * len(lanes)  # cancelled: a revocation has nothing left to wait for
+            if self._revoking is not None:
+                _set(self._revoking)
             for timer in self._parked.values():
                 timer.cancel()
             await self.acknowledge(())

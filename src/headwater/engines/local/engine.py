@@ -104,7 +104,8 @@ class LocalEngine:
         self.lease = lease
         self.client = client or f"{Path(sys.argv[0] or 'python').name}@{socket.gethostname()}:{os.getpid()}"
         self._durability: Durability = durability
-        self._create, self._auto_create, self.partitions = create, auto_create, partitions
+        self.creates = create  # whether `connect` makes a missing directory
+        self._auto_create, self.partitions = auto_create, partitions
         self._clean_interval, self._segment_bytes = clean_interval, segment_bytes
         self._store: Store | None = None
         self._connecting = asyncio.Lock()
@@ -159,7 +160,7 @@ class LocalEngine:
         self._subscriptions: list[GroupSubscription | Following] = []
         store = Store.open(
             self.path,
-            create=self._create,
+            create=self.creates,
             durability=self._durability,
             segment_bytes=self._segment_bytes,
             clock=self.clock.time,

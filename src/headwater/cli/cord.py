@@ -1,0 +1,92 @@
+"""The cord between a supervisor and a worker: the worker tells how it is, and lets go when the supervisor is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, Self
+
+VARIABLE: Final = "HEADWATER_CORD"  # the worker's file descriptor, in its environment
+MARGIN: Final = 10.0  # seconds a stop may take beyond the app's `graceful_timeout`: hooks, flushing, closing
+
+LOADED, READY, HOPELESS = "loaded", "ready", "hopeless"
+
+
+class WorkerEnd:
+    """What a worker holds.
+
+    The supervisor's end closes with its process, however that died. A thread of its own notices, for the event loop
+    may not run yet, or hang.
+    """
+
+    def __init__(self, line: socket.socket) -> None:
+        self._line = line
+
+    @classmethod
+    def from_environment(cls) -> Self | None:
+        """The cord this process was started with; None for one that nobody supervises."""
+        descriptor = os.environ.pop(VARIABLE, None)  # not for the processes that the app starts
+        return None if descriptor is None else cls(socket.socket(fileno=int(descriptor)))
+
+    def hold(self, patience: float) -> None:
+        """Stop this process like SIGTERM when the supervisor is gone; kill it if that takes over `patience` seconds."""
+        self._say(f"{LOADED} {patience}")
+        threading.Thread(target=self._watch, args=(patience,), name="headwater cord", daemon=True).start()
+
+    def tell_ready(self) -> None:
+        self._say(READY)
+
+    def tell_hopeless(self) -> None:
+        """Say that another try must fail in the same way."""
+        self._say(HOPELESS)
+
+    def _say(self, words: str) -> None:
+        with contextlib.suppress(OSError):  # a supervisor that is gone shows in _watch
+            self._line.sendall(words.encode() + b"\n")
+
+    def _watch(self, patience: float) -> None:
+        with contextlib.suppress(OSError):
+            while self._line.recv(64):
+                pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(patience)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class SupervisorEnd:
+    """What a supervisor holds for one worker: calls back with each word the worker says, inside the running loop."""
+
+    def __init__(self, hear: Callable[[str], None]) -> None:
+        self._line, theirs = socket.socketpair()
+        self._line.setblocking(False)
+        self.theirs = theirs
+        """For the worker to inherit; closed here once it has."""
+        self._hear = hear
+        self._rest = b""
+        asyncio.get_running_loop().add_reader(self._line, self._receive)
+
+    def _receive(self) -> None:
+        try:
+            data = self._line.recv(4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            asyncio.get_running_loop().remove_reader(self._line)
+            return
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._hear(line.decode())
+
+    def finish(self) -> None:
+        """Hear the last words of a worker that has ended, and close."""
+        self._receive()
+        asyncio.get_running_loop().remove_reader(self._line)
+        self._line.close()
