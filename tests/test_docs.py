@@ -9,7 +9,7 @@ The blocks of a page run one after the other, in one module and one empty direct
                             beside the rest until the page ends
     anything else           is only read
 
-`...` in expected output stands for anything within its line.
+Times differ, and `...` in expected output stands for anything within its line.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 _BLOCK = re.compile(r"^( *)```(\w*)([^\n]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _SNIPPET = re.compile(r'^--8<-- "(.+)"$', re.MULTILINE)
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?(\+00:00)?|\d+ ms")
 _TITLE = re.compile(r'title="(.+?)"')
 
 
@@ -71,11 +72,9 @@ def blocks_of(page: Path) -> Iterator[Block]:
 
 def agrees(expected: str, printed: str) -> None:
     """Fail unless this was printed."""
-    pattern = "\n".join(
-        ".*".join(re.escape(part) for part in line.rstrip().split("...")) for line in expected.splitlines()
-    )
-    lines = "\n".join(line.rstrip() for line in printed.strip("\n").splitlines())
-    assert re.fullmatch(pattern, lines), f"expected:\n{expected}\nprinted:\n{printed}"
+    wanted, found = (_TIME.sub("TIME", re.sub(" +$", "", text.strip("\n"), flags=re.M)) for text in (expected, printed))
+    pattern = ".*".join(re.escape(part) for part in wanted.split("..."))
+    assert re.fullmatch(pattern, found), f"expected:\n{expected}\nprinted:\n{printed}"
 
 
 class Page:
