@@ -242,11 +242,11 @@ class App:
         self.logger.info("%s is ready: %s", self.name, steps)
 
     @asynccontextmanager
-    async def connected_broker(self, *, create: bool = True) -> AsyncIterator[Broker]:
+    async def connected_broker(self) -> AsyncIterator[Broker]:
         """The first broker, connected, to look at and to manage: nothing is declared and no handler runs.
 
         Only what finding it takes is done: where it comes late, that is the lifespan and the `on_startup` hooks,
-        undone in the end. `create` as in `Broker.connect`. Raises NoBrokerError, ConnectError.
+        undone in the end. Raises NoBrokerError, ConnectError.
         """
         url = os.environ.get("HEADWATER_BROKER")
         if url and not self._brokers:
@@ -259,7 +259,7 @@ class App:
                 started.push_async_callback(self._call_hooks, self._after_shutdown)
             await self._choose_brokers()
             started.push_async_callback(self.broker.close)
-            await self.broker.connect(create=create)
+            await self.broker.connect()
             yield self.broker
 
     async def shutdown(self) -> None:
@@ -449,8 +449,7 @@ class App:
             topics = {topic.name: topic for topic in self.topics} if index == 0 else {}
             for name in self._names(broker):
                 topics.setdefault(name, Topic(name))
-            if self._declare != "off":
-                await broker.declare(list(topics.values()), self._declare)
+            await broker.declare(list(topics.values()), self._declare)
 
     def _names(self, broker: Broker) -> list[str]:
         mine = [consumer for owner, consumer in self._consumers if owner is broker]

@@ -102,15 +102,10 @@ class Broker:
 
     # --- lifecycle ------------------------------------------------------------------------------------
 
-    async def connect(self, *, create: bool = True) -> None:
-        """Reach the server. Idempotent. Raises ConnectError after `connect_timeout` seconds.
-
-        With `create=False` a store that is not there is not made, where an engine would: StoreNotFoundError.
-        """
+    async def connect(self) -> None:
+        """Reach the server. Idempotent. Raises ConnectError after `connect_timeout` seconds."""
         if self.connected:
             return
-        if not create and hasattr(self.engine, "creates"):  # an engine that makes nothing has no such switch
-            self.engine.creates = False
         try:
             async with asyncio.timeout(self.connect_timeout):
                 await self.engine.connect()

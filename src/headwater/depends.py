@@ -445,11 +445,14 @@ def scoped(call: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[A
     return call_with_exits
 
 
-async def each_in_thread(iterator: typing.Iterator[Any]) -> AsyncIterator[Any]:
+async def each_in_thread(generator: typing.Generator[Any]) -> AsyncIterator[Any]:
     """The items of a blocking generator, each made in a thread."""
     end = object()
-    while (item := await in_thread(next, iterator, end)) is not end:
-        yield item
+    try:
+        while (item := await in_thread(next, generator, end)) is not end:
+            yield item
+    finally:
+        await in_thread(generator.close)
 
 
 async def _enter_async(

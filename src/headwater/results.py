@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -99,9 +100,10 @@ def publishing(
             await _publish(result, message)
             return result
         first = None
-        async for item in result:
-            first = item if first is None else first
-            await _publish(item, message)
+        async with _closing(result):
+            async for item in result:
+                first = item if first is None else first
+                await _publish(item, message)
         return first
 
     async def _publish(result: Any, message: Message | None) -> None:
@@ -112,14 +114,14 @@ def publishing(
     return call_and_publish
 
 
-def exhausting(call: Call) -> Call:
-    """The call of a generator that publishes nothing: it still runs to its end. Gives the first item."""
-
-    async def call_to_the_end(work: Any) -> Any:
-        items = [item async for item in await call(work)]
-        return items[0] if items else None
-
-    return call_to_the_end
+@asynccontextmanager
+async def _closing(items: AsyncIterator[Any]) -> AsyncIterator[None]:
+    """A generator that is left early runs its clean-up now, before its message is settled."""
+    try:
+        yield
+    finally:
+        if isinstance(items, AsyncGenerator):
+            await items.aclose()
 
 
 Commit = Callable[[tuple[Message, ...], Any, list[Outgoing], Mapping[int, BaseException]], Awaitable[None]]
@@ -138,8 +140,9 @@ def transacting(call: Call, publishers: Sequence[Publisher], topics: Sequence[st
         try:
             result = await call(work)
             if isinstance(result, AsyncIterator):
-                async for item in result:  # what was yielded before an error counts, so not a comprehension
-                    items.append(item)  # noqa: PERF401
+                async with _closing(result):
+                    async for item in result:  # what was yielded before an error counts, so not a comprehension
+                        items.append(item)  # noqa: PERF401
             else:
                 items.append(result)
         except BatchError as error:

@@ -50,6 +50,9 @@ class Subscriber(msgspec.Struct, frozen=True, kw_only=True):
     hints: dict[str, Any] | None = None
 
 
+Declared = tuple[Subscriber, tuple[Publisher, ...]]
+
+
 class Router:
     """Handlers with no broker: declare here, include in an app, run on any engine.
 
@@ -210,42 +213,50 @@ class Router:
         """Take in all that is declared on `router`, now and until the app starts."""
         self._routers.append(router)
 
-    def declared(self) -> list[tuple[Subscriber, tuple[Publisher, ...]]]:
+    def declared(self) -> list[Declared]:
         """All subscribers with the publishers of their functions, prefixes and middleware applied.
+
+        A publisher belongs to the subscribers of its function on the same router and on those included in it; one
+        whose function has none there to those of the nearest router around it.
 
         Raises ConfigurationError for a publisher on a function that subscribes to nothing.
         """
-        subscribers, publishers = self._subscribers_below(), self._publishers_below()
-        known = {subscriber.function for subscriber in subscribers}
-        for function, publisher in publishers:
-            if function not in known:
-                raise ConfigurationError(
-                    f"{getattr(function, '__qualname__', function)} publishes to {publisher.topic!r} but subscribes to "
-                    f"nothing here: add @subscriber(...), or include the router that has it"
-                )
-        return [
-            (subscriber, tuple(publisher for function, publisher in publishers if function is subscriber.function))
-            for subscriber in subscribers
-        ]
-
-    def _subscribers_below(self) -> list[Subscriber]:
-        below = [*self._subscribers, *(found for router in self._routers for found in router._subscribers_below())]
-        return [
-            msgspec.structs.replace(
-                subscriber,
-                topics=tuple(self.prefix + topic for topic in subscriber.topics),
-                middleware=self.middleware + subscriber.middleware,
-                dependencies=self.dependencies + subscriber.dependencies,
+        declared, homeless = self._declared()
+        for function, publisher in homeless:
+            raise ConfigurationError(
+                f"{getattr(function, '__qualname__', function)} publishes to {publisher.topic!r} but subscribes to "
+                f"nothing here: add @subscriber(...), or include the router that has it"
             )
-            for subscriber in below
-        ]
+        return declared
 
-    def _publishers_below(self) -> list[tuple[Callable[..., Any], Publisher]]:
-        below = [*self._publishers, *(found for router in self._routers for found in router._publishers_below())]
+    def _declared(self) -> tuple[list[Declared], list[tuple[Callable[..., Any], Publisher]]]:
+        declared: list[Declared] = [(subscriber, ()) for subscriber in self._subscribers]
+        publishers = list(self._publishers)
+        for router in self._routers:
+            below, homeless = router._declared()
+            declared += below
+            publishers += homeless
+        known = {subscriber.function for subscriber, _ in declared}
+        homeless = [(function, self._addressed(it)) for function, it in publishers if function not in known]
         return [
-            (function, msgspec.structs.replace(publisher, topic=self.prefix + publisher.topic))
-            for function, publisher in below
-        ]
+            (self._around(subscriber), tuple(self._addressed(it) for it in (*own, *_of(subscriber, publishers))))
+            for subscriber, own in declared
+        ], homeless
+
+    def _around(self, subscriber: Subscriber) -> Subscriber:
+        return msgspec.structs.replace(
+            subscriber,
+            topics=tuple(self.prefix + topic for topic in subscriber.topics),
+            middleware=self.middleware + subscriber.middleware,
+            dependencies=self.dependencies + subscriber.dependencies,
+        )
+
+    def _addressed(self, publisher: Publisher) -> Publisher:
+        return msgspec.structs.replace(publisher, topic=self.prefix + publisher.topic)
+
+
+def _of(subscriber: Subscriber, publishers: Sequence[tuple[Callable[..., Any], Publisher]]) -> list[Publisher]:
+    return [publisher for function, publisher in publishers if function is subscriber.function]
 
 
 def _early_hints(function: Callable[..., Any], local: dict[str, Any]) -> dict[str, Any] | None:

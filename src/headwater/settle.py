@@ -135,6 +135,9 @@ class Settler:
         self.loop = loop
         self._only = settings.routes[0] if len(settings.routes) == 1 and not settings.routes[0].accepts else None
         self._acks_itself = settings.ack != "auto"
+        # A message that was received when its process died may not have been begun: the first death proves nothing.
+        attempts = max(route.retry.attempts for route in settings.routes) + (settings.batch is not None)
+        self._deaths_allowed = max(2, attempts)
         self._is_special = self._acks_itself or settings.exactly_once
         self._open: set[Message] = set()  # handed to a manual handler, not settled by it yet
         self._warned = False
@@ -172,8 +175,7 @@ class Settler:
             self.loop.finish(message)
             return True
         if message.attempt > 1:
-            attempts = max(route.retry.attempts for route in settings.routes) + (settings.batch is not None)
-            if message.attempt > attempts and not message._called:
+            if message.attempt > self._deaths_allowed and not message._called:
                 reason = "its process died each time it was handled"
                 await self._give_up(message, settings.routes[0], Reject(reason), reason)
                 return True

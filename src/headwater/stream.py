@@ -12,6 +12,7 @@ from typing import Self
 
 from .codecs import Decode
 from .engine import Change, Engine, Source, Subscription
+from .errors import NotSupportedError
 from .message import Message, Position
 
 Until = datetime | Callable[[Message], bool]
@@ -51,9 +52,15 @@ class Stream:
         self.on_close: Callable[[Stream], object] = _nobody_asks
 
     async def open(self) -> None:
-        """Take the place in the topic; the first message asked for does it too. Raises TopicNotFoundError."""
+        """Take the place in the topic; the first message asked for does it too.
+
+        Raises TopicNotFoundError, and NotSupportedError where the engine keeps nothing to start from.
+        """
         if self._subscription is None:
-            place = self._engine().subscribe(self._source, _nothing_moves)
+            engine = self._engine()
+            if self._source.start != "latest" and not engine.capabilities(self._source).replay:
+                raise NotSupportedError(engine.name, "replay", "it keeps nothing: read from latest on")
+            place = engine.subscribe(self._source, _nothing_moves)
             self._subscription = await place.__aenter__()
             self._place = place
             self.on_open(self)

@@ -138,6 +138,14 @@ def test_workers_of_a_killed_supervisor_stop_gracefully(shell: Shell) -> None:
     assert running.text.count("shop is stopped") == 2
 
 
+def test_a_worker_that_still_imports_ends_with_its_killed_supervisor(shell: Shell) -> None:
+    shell.write("slow.py", "import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    running = shell.start("run", "slow:app", "--workers", 2)
+    running.until("importing")
+    running.signal(signal.SIGKILL)
+    running.wait()
+
+
 def test_a_worker_that_does_not_stop_is_killed(shell: Shell) -> None:
     shell.write(
         "deaf.py",

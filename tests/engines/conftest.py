@@ -83,6 +83,7 @@ async def open_shop(tmp_path: Path) -> AsyncIterator[OpenShop]:
     async def open_one(**options: Any) -> Shop:
         shop = Shop(tmp_path / "store", **options)
         await shop.engine.connect()
+        await shop.engine.declare([], "create")
         opened.append(shop)
         return shop
 

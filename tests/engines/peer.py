@@ -155,6 +155,7 @@ async def main(options: dict[str, Any]) -> None:
         options["path"], durability=options.get("durability", "process"), lease=options.get("lease", 10.0)
     )
     await engine.connect()
+    await engine.declare([], "create")
     try:
         await ROLES[options["role"]](engine, options)
     finally:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -136,13 +137,35 @@ async def test_names_that_nobody_could_type_are_refused(shop: Shop) -> None:
 # --- Opening -----------------------------------------------------------------------------------------
 
 
+async def _nothing_moves(_change: Change) -> None: ...
+
+
 async def test_a_reader_creates_nothing(tmp_path: Path) -> None:
-    engine = LocalEngine(tmp_path / "nothing", create=False)
-    with pytest.raises(StoreNotFoundError):
-        await engine.connect()
-    assert not (tmp_path / "nothing").exists()
+    engine = LocalEngine(tmp_path / "nothing")
     with pytest.raises(NotConnectedError):
-        engine.send([Outgoing(None, "orders", body=b"x")])
+        await engine.declare([Topic("orders")], "create")
+    await engine.connect()
+    for group in (None, "readers"):
+        with pytest.raises(StoreNotFoundError):
+            async with engine.subscribe(Source(topics=("orders",), group=group), _nothing_moves):
+                pass
+    assert not (tmp_path / "nothing").exists()
+    await engine.close()
+
+
+async def test_the_first_message_makes_the_store_unless_that_is_off(tmp_path: Path) -> None:
+    for create in (True, False):
+        engine = LocalEngine(tmp_path / str(create), create=create)
+        await engine.connect()
+        sent = engine.send([Outgoing(None, "orders", body=b"x")])
+        assert not isinstance(sent, Sequence)
+        if create:
+            assert (await sent)[0].offset == 0
+        else:
+            with pytest.raises(StoreNotFoundError):
+                await sent
+        assert (tmp_path / str(create)).exists() == create
+        await engine.close()
 
 
 async def test_connecting_and_closing_may_be_repeated_and_leave_nothing_open(shop: Shop) -> None:

@@ -105,8 +105,10 @@ async def test_a_bell_of_our_own_needs_no_datagram(own: Own) -> None:
 async def test_a_thread_rings_our_bell_through_the_loop(own: Own) -> None:
     own.bells.listen("test", [5])
     own.bells.arm()
-    threading.Thread(target=own.bells.ring, args=([5],)).start()
+    ringer = threading.Thread(target=own.bells.ring, args=([5],))
+    ringer.start()
     await asyncio.wait_for(own.woken.wait(), 5)
+    ringer.join()  # it may still be looking for others to wake
 
 
 async def test_a_lost_datagram_is_made_up_for_by_the_poll(own: Own) -> None:

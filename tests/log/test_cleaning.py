@@ -5,9 +5,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import Opener, everything, fill, put, values
 from crashing import Countdown, die_at
 
+from conftest import Opener, everything, fill, put, values
 from headwater import errors
 from headwater.log.check import check
 from headwater.log.directory import list_segments

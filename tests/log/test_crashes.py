@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Opener, everything, put, values
 from crashing import Countdown, die_at
 
+from conftest import Opener, everything, put, values
 from headwater import errors
 from headwater.log.store import CursorCommit, Run, Store
 

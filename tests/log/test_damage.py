@@ -7,9 +7,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import everything, put, values
 from crashing import DIED, Countdown, die_at
 
+from conftest import everything, put, values
 from headwater import errors
 from headwater.log import control
 from headwater.log.catalog import NAME as CATALOG
@@ -284,9 +284,7 @@ def test_a_catalog_beyond_help_gives_topics_the_names_of_their_streams(directory
     assert all(name.startswith("recovered.") for name in found)
 
 
-def test_a_disk_that_refuses_to_sync_stops_the_store(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_refuses_to_sync_stops_the_store(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = _make(directory)
     with Store.open(directory) as store:
         stream = store.topic("orders").streams[0]

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import fill, put, values
 
+from conftest import fill, put, values
 from headwater import errors
 from headwater.log.store import Run, Store
 

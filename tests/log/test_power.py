@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import Opener, everything, fill, put, values
 
+from conftest import Opener, everything, fill, put, values
 from headwater import errors
 from headwater.log import control
 from headwater.log.control import LOW, unseal

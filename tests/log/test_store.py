@@ -5,8 +5,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import Opener, clock_from, everything, fill, put, values
 
+from conftest import Opener, clock_from, everything, fill, put, values
 from headwater import errors
 from headwater.log import control
 from headwater.log import directory as directories

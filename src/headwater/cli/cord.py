@@ -27,6 +27,7 @@ class WorkerEnd:
 
     def __init__(self, line: socket.socket) -> None:
         self._line = line
+        self._patience = 0.0
 
     @classmethod
     def from_environment(cls) -> Self | None:
@@ -34,10 +35,14 @@ class WorkerEnd:
         descriptor = os.environ.pop(VARIABLE, None)  # not for the processes that the app starts
         return None if descriptor is None else cls(socket.socket(fileno=int(descriptor)))
 
-    def hold(self, patience: float) -> None:
-        """Stop this process like SIGTERM when the supervisor is gone; kill it if that takes over `patience` seconds."""
+    def hold(self) -> None:
+        """Stop this process, as SIGTERM does, when the supervisor is gone."""
+        threading.Thread(target=self._watch, name="headwater cord", daemon=True).start()
+
+    def tell_loaded(self, patience: float) -> None:
+        """Say that there is an app, and that stopping it may take so many seconds; after that it is killed."""
+        self._patience = patience
         self._say(f"{LOADED} {patience}")
-        threading.Thread(target=self._watch, args=(patience,), name="headwater cord", daemon=True).start()
 
     def tell_ready(self) -> None:
         self._say(READY)
@@ -50,12 +55,12 @@ class WorkerEnd:
         with contextlib.suppress(OSError):  # a supervisor that is gone shows in _watch
             self._line.sendall(words.encode() + b"\n")
 
-    def _watch(self, patience: float) -> None:
+    def _watch(self) -> None:
         with contextlib.suppress(OSError):
             while self._line.recv(64):
                 pass
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(patience)
+        time.sleep(self._patience)
         os.kill(os.getpid(), signal.SIGKILL)
 
 

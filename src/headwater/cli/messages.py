@@ -76,7 +76,7 @@ def publish(
 
     if value == "-" and sys.stdin.isatty():
         note("a message a line; Ctrl-D ends")
-    ask(target, lines if value == "-" else one, creates=True)
+    ask(target, lines if value == "-" else one)
 
 
 def _content(body: bytes) -> tuple[Any, Codec]:
@@ -146,7 +146,7 @@ def request(
     async def question(broker: Broker) -> Message:
         return await broker.request(content, topic, key=key, headers=headers, timeout=timeout, codec=codec)
 
-    answer = ask(target, question, creates=True)
+    answer = ask(target, question)
     if as_json:
         show_json([_described(answer)])
     else:

@@ -202,5 +202,9 @@ def confirm(what: str, *, yes: bool) -> None:
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise Failure(f"this would {what}: add --yes to do it without being asked on a terminal", code=2)
-    if not typer.confirm(f"{what[0].upper()}{what[1:]}?", err=True):
+    try:
+        agreed = typer.confirm(f"{what[0].upper()}{what[1:]}?", err=True)
+    except typer.Abort:  # Ctrl-C, or the end of the input
+        raise Failure("nothing was changed", code=130) from None
+    if not agreed:
         raise Failure("nothing was changed")

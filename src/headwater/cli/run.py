@@ -80,6 +80,8 @@ def run(
             )
         command = [sys.executable, "-m", "headwater", *sys.argv[1:]]  # a worker is this same command, on a cord
         raise typer.Exit(supervise(command, workers, watch=Path.cwd() if reload else None))
+    if end is not None:
+        end.hold()
     serve(load_app(target, factory=factory), end)
 
 
@@ -89,7 +91,7 @@ run.__doc__ = unfolded(HELP)
 def serve(app: App, end: WorkerEnd | None) -> None:
     """Run the app in this process, and exit as the signal or the failure that stopped it wants."""
     if end is not None:
-        end.hold(app.graceful_timeout + cord.MARGIN)
+        end.tell_loaded(app.graceful_timeout + cord.MARGIN)
         app.after_startup(end.tell_ready)
     code = 0
     try:

@@ -212,13 +212,20 @@ class Supervisor:
         from watchfiles import PythonFilter, awatch
 
         _log.info("watching Python files below %s", root)
-        async for changes in awatch(root, watch_filter=PythonFilter(), stop_event=self._stopping):
-            files = sorted({os.path.relpath(path, root) for _, path in changes})
-            _log.info("%s changed: starting again", ", ".join(files))
-            changed, self._changed = self._changed, asyncio.Event()
-            for worker in self._workers.values():
-                worker.dismiss(signal.SIGTERM)
-            changed.set()
+        try:
+            async for changes in awatch(root, watch_filter=PythonFilter(), stop_event=self._stopping):
+                files = sorted({os.path.relpath(path, root) for _, path in changes})
+                _log.info("%s changed: starting again", ", ".join(files))
+                self._start_again()
+        except Exception as error:  # the kernel's limit of watches, above all
+            _log.error("cannot watch the files below %s: %s", root, error)
+            self._stop(1)
+
+    def _start_again(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        for worker in self._workers.values():
+            worker.dismiss(signal.SIGTERM)
+        changed.set()
 
 
 async def _first_of(*events: asyncio.Event, timeout: float | None = None) -> None:

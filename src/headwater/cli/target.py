@@ -8,8 +8,8 @@ import inspect
 import shlex
 import sys
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -184,13 +184,12 @@ def _is_users(frame: traceback.FrameSummary) -> bool:
 # --- a broker ---------------------------------------------------------------------------------------------
 
 
-def ask(target: str, work: Callable[[Broker], Awaitable[T]], *, creates: bool = False) -> T:
+def ask(target: str, work: Callable[[Broker], Awaitable[T]]) -> T:
     """What `work` does with the broker of the target, connected. Handlers of an app do not run.
 
-    Only a command that `creates` may make a store that is not there. A topic or group that is not there is answered
-    with those of a similar name.
+    A topic or group that is not there is answered with those of a similar name.
     """
-    return asyncio.run(_ask(_broker_of(target, creates), work))
+    return asyncio.run(_ask(_broker_of(target), work))
 
 
 async def _ask(connecting: AbstractAsyncContextManager[Broker], work: Callable[[Broker], Awaitable[T]]) -> T:
@@ -205,23 +204,16 @@ async def _ask(connecting: AbstractAsyncContextManager[Broker], work: Callable[[
             raise
 
 
-def _broker_of(target: str, creates: bool) -> AbstractAsyncContextManager[Broker]:
+def _broker_of(target: str) -> AbstractAsyncContextManager[Broker]:
     if is_url(target):
-        return _connected(Broker(target), creates)
+        return Broker(target)
     found = _load(target, factory=False)
     if isinstance(found, App):
-        return found.connected_broker(create=creates)
+        return found.connected_broker()
     if isinstance(found, Broker):
-        return _connected(found, creates)
+        return found
     module = _import(target.partition(":")[0])
     raise Failure(f"{target} is {_described(found)}, neither App nor Broker{_suggestion(target, module)}", USAGE)
-
-
-@asynccontextmanager
-async def _connected(broker: Broker, creates: bool) -> AsyncIterator[Broker]:
-    await broker.connect(create=creates)
-    async with broker:
-        yield broker
 
 
 async def _near_topics(broker: Broker, name: str) -> str:

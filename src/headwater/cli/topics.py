@@ -91,7 +91,7 @@ def create_topic(
         await topics.create(topic, partitions=partitions, retention=age, retention_bytes=amount)
         return await topics.describe(topic)
 
-    show([ask(target, create, creates=True)], _COLUMNS, as_json=as_json)
+    show([ask(target, create)], _COLUMNS, as_json=as_json)
 
 
 @commands.command("alter")

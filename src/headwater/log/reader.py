@@ -255,10 +255,10 @@ class Reader:
         try:
             if position > known:
                 for header, run, _ in self._segment(number).walk(stream, position, self._limit(number)):
-                    if header.position <= known:
-                        break
                     positions.append(header.position)
                     ends.append(run.base + run.records)
+                    if run.previous <= known:
+                        break
         except BadFrameError as error:
             first = index.ends[-1] if index.ends else self._start(number, stream)
             raise self._damaged(number, error, stream, first, min(ends, default=None)) from error

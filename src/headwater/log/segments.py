@@ -175,6 +175,7 @@ class Segment:
         self.fd = os.open(name.path, os.O_RDONLY | os.O_CLOEXEC)
         self._window = b""
         self._from = 0
+        self._last: tuple[bytes, int, Header] | None = None  # the frame looked at last: it is asked for again soon
         self._ahead = _SMALL
 
     def close(self) -> None:
@@ -244,6 +245,9 @@ class Segment:
 
         Nothing is read from `limit` on, where frames may still be written.
         """
+        last = self._last
+        if last is not None and last[2].position == position:
+            return last
         buffer, at = self._span(position, frames.HEADER.size, limit)
         header = frames.read_header(buffer, at, self.first, position)
         if position + header.length > limit:
@@ -251,7 +255,8 @@ class Segment:
         if at + header.meta_length > len(buffer):
             buffer, at = self._span(position, header.meta_length, limit)
         frames.verify_meta(buffer, at, header)
-        return buffer, at, header
+        self._last = buffer, at, header
+        return self._last
 
     def body(self, buffer: bytes, at: int, header: Header, run: RunEntry, index: int, limit: int) -> bytes:
         """The body of a run, at `index` in a frame that `frame` gave."""

@@ -14,7 +14,14 @@ from typing import Final
 from ...admin import EngineAdmin
 from ...clock import SYSTEM_CLOCK, Clock
 from ...engine import Ack, Capabilities, DeclareMode, OnChange, Source, Start, Subscription, Topic
-from ...errors import ConfigurationError, NotConnectedError, StoreError, TopicNameError, TopicNotFoundError
+from ...errors import (
+    ConfigurationError,
+    NotConnectedError,
+    StoreError,
+    StoreNotFoundError,
+    TopicNameError,
+    TopicNotFoundError,
+)
 from ...log import groups
 from ...log.alarm import Alarm
 from ...log.bells import Bells
@@ -91,7 +98,9 @@ class LocalEngine:
         client: str = "",
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """`create` makes a missing directory, `auto_create` a missing topic, with `partitions`.
+        """`create` lets a publish or a declaration make a missing directory, `auto_create` a missing topic.
+
+        Such a topic gets `partitions` partitions.
 
         Expired messages are removed every `clean_interval` seconds; a member that hangs for `lease` seconds
         loses its partitions. `client` names this process to those who look at a group.
@@ -104,19 +113,19 @@ class LocalEngine:
         self.lease = lease
         self.client = client or f"{Path(sys.argv[0] or 'python').name}@{socket.gethostname()}:{os.getpid()}"
         self._durability: Durability = durability
-        self.creates = create  # whether `connect` makes a missing directory
-        self._auto_create, self.partitions = auto_create, partitions
+        self._create, self._auto_create, self.partitions = create, auto_create, partitions
         self._clean_interval, self._segment_bytes = clean_interval, segment_bytes
         self._store: Store | None = None
+        self._connected = False
         self._connecting = asyncio.Lock()
 
     # Connection
 
     @property
     def store(self) -> Store:
-        """The open store. Raises NotConnectedError before `connect` and after `close`."""
+        """The open store. Raises StoreNotFoundError while there is none, NotConnectedError when not connected."""
         if self._store is None:
-            raise NotConnectedError(f"local://{self.path}")
+            raise StoreNotFoundError(self.path) if self._connected else NotConnectedError(f"local://{self.path}")
         return self._store
 
     @property
@@ -136,19 +145,35 @@ class LocalEngine:
             raise TopicNameError(name, "a name has up to 255 bytes, all of which print")
 
     async def connect(self) -> None:
-        """Open the directory. Raises StoreNotFoundError, or what else is wrong with it. Idempotent."""
-        async with self._connecting:
-            if self._store is not None:
-                return
-            store = await asyncio.to_thread(self._open)
-            try:
-                self._begin(store)
-            except BaseException:
-                store.close()
-                raise
-            self._store = store
+        """Open the directory. Where there is no store it is left alone until something is declared or sent.
 
-    def _open(self) -> Store:
+        Raises what is wrong with a store that is there. Idempotent.
+        """
+        self._connected = True
+        try:
+            await self._make_sure(create=False)
+        except StoreNotFoundError:
+            pass  # a reader says so when it reads
+        except BaseException:
+            self._connected = False
+            raise
+
+    async def _make_sure(self, *, create: bool) -> Store:
+        """The store, opened, or made where there is none. Raises StoreNotFoundError unless it may be made."""
+        async with self._connecting:
+            if self._store is None:
+                if not self._connected:
+                    raise NotConnectedError(f"local://{self.path}")
+                store = await asyncio.to_thread(self._open, create and self._create)
+                try:
+                    self._begin(store)
+                except BaseException:
+                    store.close()
+                    raise
+                self._store = store
+            return self._store
+
+    def _open(self, create: bool) -> Store:
         boot = this_boot()
 
         def apply(cursors: Sequence[CursorCommit], number: int) -> None:
@@ -160,7 +185,7 @@ class LocalEngine:
         self._subscriptions: list[GroupSubscription | Following] = []
         store = Store.open(
             self.path,
-            create=self.creates,
+            create=create,
             durability=self._durability,
             segment_bytes=self._segment_bytes,
             clock=self.clock.time,
@@ -190,6 +215,7 @@ class LocalEngine:
     async def close(self) -> None:
         """Give everything back: locks, the bell, files. Idempotent; `connect` may follow."""
         async with self._connecting:
+            self._connected = False
             store = self._store
             if store is None:
                 return
@@ -204,7 +230,9 @@ class LocalEngine:
             await asyncio.to_thread(store.close)
 
     async def check(self) -> None:
-        """Raise unless a message could be taken now."""
+        """Raise unless a message could be taken now. A store that is not there yet is made by the first one."""
+        if self._connected and self._store is None and self._create:
+            return
         store = self.store
         if not os.access(store.path, os.W_OK):
             raise StoreError(store.path, "not writable by this process")
@@ -213,10 +241,13 @@ class LocalEngine:
     # Topics
 
     async def declare(self, topics: Sequence[Topic], mode: DeclareMode) -> None:
-        """Make what is missing, raise TopicNotFoundError for it, or do nothing. Existing topics stay as they are."""
+        """Make what is missing, raise TopicNotFoundError for it, or do nothing. Existing topics stay as they are.
+
+        Unless it only checks, it makes the store as well.
+        """
+        store = self.store if mode == "check" else await self._make_sure(create=True)
         if mode == "off":
             return
-        store = self.store
         have = store.topics()
         missing = [topic for topic in topics if topic.name not in have and not is_pattern(topic.name)]
         if not missing:
@@ -256,7 +287,9 @@ class LocalEngine:
         With durability "process" a small send is done at once; else the result is to be awaited. The receipt
         of a delayed message has no partition and no offset yet.
         """
-        store = self.store
+        store = self._store
+        if store is None:
+            return self._send_to_new_store(messages)
         if not messages:
             return ()
         try:
@@ -272,6 +305,11 @@ class LocalEngine:
         if (len(messages) == 1 and len(messages[0].body) <= LARGE) or _size(parcels) <= LARGE:
             return self._append(store, messages, parcels)
         return self._append_in_thread(messages, parcels)
+
+    async def _send_to_new_store(self, messages: Sequence[Outgoing]) -> Sequence[Receipt]:
+        await self._make_sure(create=True)
+        receipts = self.send(messages)
+        return await receipts if isinstance(receipts, Awaitable) else receipts
 
     async def _send_to_new_topics(self, messages: Sequence[Outgoing], topics: set[str]) -> Sequence[Receipt]:
         own = {topic for topic in topics if Postponing.owns(topic)}
@@ -343,9 +381,8 @@ class LocalEngine:
 
     @asynccontextmanager
     async def _follow(self, source: Source, on_change: OnChange) -> AsyncIterator[Subscription]:
-        alarm = Alarm(self.bells)
-        key = object()
-        following = Following(source, self.store, alarm, lambda streams: self.bells.listen(key, streams))
+        store, key = self.store, object()
+        following = Following(source, store, Alarm(self.bells), lambda streams: self.bells.listen(key, streams))
         self._subscriptions.append(following)
         try:
             await following.announce(on_change)
