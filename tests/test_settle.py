@@ -883,6 +883,30 @@ async def test_exactly_once_works_for_batches_and_dead_letters() -> None:
         assert await lag(app) == 0
 
 
+@pytest.mark.parametrize("batch", [None, Batch(1, 0)])
+async def test_a_cleanup_that_fails_after_the_commit_is_logged_and_undoes_nothing(
+    batch: Batch | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = App("shop")
+
+    async def leaky() -> AsyncIterator[int]:
+        yield 1
+        raise OSError("cannot close")
+
+    async def one(body: int, resource: int = Depends(leaky)) -> int:
+        return 1
+
+    async def many(body: list[int], resource: int = Depends(leaky)) -> int:
+        return 1
+
+    app.subscriber("orders", exactly_once=True, batch=batch)(app.publisher("done")(many if batch else one))
+    async with TestApp(app) as t:
+        await t.publish(1, "orders")
+        await t.advance(60)
+        assert (len(t.published("done")), t.dead("orders"), await lag(app)) == (1, [], 0)
+    assert "after it settled" in caplog.text
+
+
 async def test_exactly_once_gives_one_failure_as_the_answer_to_a_request() -> None:
     app = App("shop")
 
