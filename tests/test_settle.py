@@ -498,6 +498,27 @@ async def test_a_cancellation_the_handler_made_up_is_a_failure_like_any_other() 
         assert len(t.dead("orders")) == 1
 
 
+async def test_a_handler_that_cancels_its_own_task_does_not_end_the_worker() -> None:
+    app, seen = App("shop"), []
+
+    @app.subscriber("orders", retry=Retry(attempts=2, on=asyncio.CancelledError))
+    async def handle(body: int) -> None:
+        seen.append(body)
+        if body == 1:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(0)
+
+    async with TestApp(app) as t:
+        await t.publish(1, "orders")
+        with pytest.raises(asyncio.CancelledError):
+            await t.advance(60)
+        await t.publish(2, "orders")
+        assert seen == [1, 1, 2]
+        assert (len(t.dead("orders")), await lag(app)) == (1, 0)
+
+
 # --- settling by hand ---------------------------------------------------------------------------------
 
 

@@ -93,6 +93,7 @@ class Loop(Protocol):
     """What settling asks of the loop that received the messages."""
 
     subscription: Subscription
+    cancelling: bool  # whether it is cancelling what is in work
 
     def finish(self, message: Message) -> None:
         """This one is over: acknowledge it soon."""
@@ -158,7 +159,7 @@ class Settler:
             if special and _wants_reply(message) and not self.settings.exactly_once:
                 await self.settings.send([reply(message, result)])
         except (Exception, asyncio.CancelledError) as error:
-            if _is_cancelled(error):
+            if self._is_cancelled(error):
                 raise
             await self._failed(message, route or self.settings.routes[0], error)
         else:
@@ -239,7 +240,7 @@ class Settler:
                 elif not self._is_settled(message):
                     self._over(message)
         except (Exception, asyncio.CancelledError) as error:
-            if _is_cancelled(error):
+            if self._is_cancelled(error):
                 raise
             await self._batch_failed(ready, route, error)
         else:
@@ -285,6 +286,15 @@ class Settler:
             self._again(message, delay)
 
     # --- failures -------------------------------------------------------------------------------------
+
+    def _is_cancelled(self, error: BaseException) -> bool:
+        """Whether this is the loop cancelling us. A cancellation that a handler made up is a failure like others."""
+        if not isinstance(error, asyncio.CancelledError) or self.loop.cancelling:
+            return isinstance(error, asyncio.CancelledError)
+        task = asyncio.current_task()
+        while task is not None and task.cancelling():
+            task.uncancel()
+        return False
 
     async def _failed(self, message: Message, route: Route, error: BaseException, delay: float | None = None) -> None:
         """What a handler raised ends here. With `delay` a retry waits so long, whatever the policy says."""
@@ -449,9 +459,3 @@ class Settler:
 
 def _wants_reply(message: Message) -> bool:
     return message.headers.control and REPLY_TO in message.headers
-
-
-def _is_cancelled(error: BaseException) -> bool:
-    """Whether this is our own task's cancellation, not one that a handler made up."""
-    task = asyncio.current_task()
-    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
