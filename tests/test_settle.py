@@ -498,6 +498,27 @@ async def test_a_cancellation_the_handler_made_up_is_a_failure_like_any_other() 
         assert len(t.dead("orders")) == 1
 
 
+async def test_a_handler_that_cancels_its_own_task_does_not_end_the_worker() -> None:
+    app, seen = App("shop"), []
+
+    @app.subscriber("orders", retry=Retry(attempts=2, on=asyncio.CancelledError))
+    async def handle(body: int) -> None:
+        seen.append(body)
+        if body == 1:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(0)
+
+    async with TestApp(app) as t:
+        await t.publish(1, "orders")
+        with pytest.raises(asyncio.CancelledError):
+            await t.advance(60)
+        await t.publish(2, "orders")
+        assert seen == [1, 1, 2]
+        assert (len(t.dead("orders")), await lag(app)) == (1, 0)
+
+
 # --- settling by hand ---------------------------------------------------------------------------------
 
 
@@ -881,6 +902,30 @@ async def test_exactly_once_works_for_batches_and_dead_letters() -> None:
         assert [m.value for m in t.published("sums")] == [3]
         assert [m.value for m in t.dead("orders")] == [13, 14]
         assert await lag(app) == 0
+
+
+@pytest.mark.parametrize("batch", [None, Batch(1, 0)])
+async def test_a_cleanup_that_fails_after_the_commit_is_logged_and_undoes_nothing(
+    batch: Batch | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = App("shop")
+
+    async def leaky() -> AsyncIterator[int]:
+        yield 1
+        raise OSError("cannot close")
+
+    async def one(body: int, resource: int = Depends(leaky)) -> int:
+        return 1
+
+    async def many(body: list[int], resource: int = Depends(leaky)) -> int:
+        return 1
+
+    app.subscriber("orders", exactly_once=True, batch=batch)(app.publisher("done")(many if batch else one))
+    async with TestApp(app) as t:
+        await t.publish(1, "orders")
+        await t.advance(60)
+        assert (len(t.published("done")), t.dead("orders"), await lag(app)) == (1, [], 0)
+    assert "after it settled" in caplog.text
 
 
 async def test_exactly_once_gives_one_failure_as_the_answer_to_a_request() -> None:

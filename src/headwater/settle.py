@@ -93,6 +93,7 @@ class Loop(Protocol):
     """What settling asks of the loop that received the messages."""
 
     subscription: Subscription
+    cancelling: bool  # whether it is cancelling what is in work
 
     def finish(self, message: Message) -> None:
         """This one is over: acknowledge it soon."""
@@ -140,6 +141,7 @@ class Settler:
         self._deaths_allowed = max(2, attempts)
         self._is_special = self._acks_itself or settings.exactly_once
         self._open: set[Message] = set()  # handed to a manual handler, not settled by it yet
+        self._committed: set[Message] = set()  # in a transaction, while their handler's clean-up still runs
         self._warned = False
 
     # --- one message ----------------------------------------------------------------------------------
@@ -157,15 +159,13 @@ class Settler:
             if special and _wants_reply(message) and not self.settings.exactly_once:
                 await self.settings.send([reply(message, result)])
         except (Exception, asyncio.CancelledError) as error:
-            if _is_cancelled(error):
+            if self._is_cancelled(error):
                 raise
             await self._failed(message, route or self.settings.routes[0], error)
         else:
-            if not special:
-                self.loop.finish(message)
-            elif self._acks_itself:
-                self._handled(message)
-            elif not self.settings.exactly_once:
+            if special:
+                self._succeeded(message)
+            else:
                 self.loop.finish(message)
 
     async def _prepare(self, message: Message) -> bool:
@@ -217,6 +217,7 @@ class Settler:
             if _wants_reply(message) and index not in failed
         ]
         await self.loop.commit(messages, await self.settings.prepare(sends))
+        self._committed.update(messages)
 
     # --- a batch --------------------------------------------------------------------------------------
 
@@ -239,15 +240,20 @@ class Settler:
                 elif not self._is_settled(message):
                     self._over(message)
         except (Exception, asyncio.CancelledError) as error:
-            if _is_cancelled(error):
+            if self._is_cancelled(error):
                 raise
             await self._batch_failed(ready, route, error)
         else:
             for message in ready:
-                if self._acks_itself:
-                    self._handled(message)
-                elif not self.settings.exactly_once:
-                    self.loop.finish(message)
+                self._succeeded(message)
+
+    def _succeeded(self, message: Message) -> None:
+        if self._acks_itself:
+            self._handled(message)
+        elif self.settings.exactly_once:
+            self._committed.discard(message)
+        else:
+            self.loop.finish(message)
 
     async def _is_ready(self, message: Message, route: Route) -> bool:
         try:
@@ -281,9 +287,19 @@ class Settler:
 
     # --- failures -------------------------------------------------------------------------------------
 
+    def _is_cancelled(self, error: BaseException) -> bool:
+        """Whether this is the loop cancelling us. A cancellation that a handler made up is a failure like others."""
+        if not isinstance(error, asyncio.CancelledError) or self.loop.cancelling:
+            return isinstance(error, asyncio.CancelledError)
+        task = asyncio.current_task()
+        while task is not None and task.cancelling():
+            task.uncancel()
+        return False
+
     async def _failed(self, message: Message, route: Route, error: BaseException, delay: float | None = None) -> None:
         """What a handler raised ends here. With `delay` a retry waits so long, whatever the policy says."""
         if self._is_settled(message):
+            self._committed.discard(message)
             self.settings.logger.error("%s failed after it settled %s", route.handler.name, message.id, exc_info=error)
             return
         if isinstance(error, (Skip, StopConsuming, StopApp)):
@@ -400,7 +416,8 @@ class Settler:
     # --- settling by hand -----------------------------------------------------------------------------
 
     def _is_settled(self, message: Message) -> bool:
-        return self.settings.ack == "manual" and message not in self._open
+        """Whether what is raised now comes too late to change anything."""
+        return message in self._committed or (self.settings.ack == "manual" and message not in self._open)
 
     def _handled(self, message: Message) -> None:
         if self.settings.ack == "on_receive":
@@ -442,9 +459,3 @@ class Settler:
 
 def _wants_reply(message: Message) -> bool:
     return message.headers.control and REPLY_TO in message.headers
-
-
-def _is_cancelled(error: BaseException) -> bool:
-    """Whether this is our own task's cancellation, not one that a handler made up."""
-    task = asyncio.current_task()
-    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0

@@ -40,6 +40,7 @@ class Worker:
         self.settler = Settler(settings, self)
         self.subscription: Subscription  # given to `run`
         self.stopping = False
+        self.cancelling = False
         self.on_quiet: Callable[[], object] | None = None  # told whenever `busy` may have become 0
         self._lineup = lineup
         self._held = 0  # received and not over
@@ -77,6 +78,7 @@ class Worker:
             await _all_or_first_failure([receiver, *lanes])
         finally:
             self.stop_soon()
+            self.cancelling = True
             for lane in lanes:
                 lane.cancel()
             await asyncio.gather(*lanes, receiver, return_exceptions=True)

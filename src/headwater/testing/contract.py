@@ -126,7 +126,9 @@ def _able(need: str, can: Capabilities, broker: Broker) -> bool:
 
 
 class EngineContract:
-    """Subclass it, name the subclass `Test…`, and give `make_broker`."""
+    """Subclass it, name the subclass `Test…`, and give `make_broker`. Its tests run through anyio's pytest plugin."""
+
+    pytestmark = pytest.mark.anyio
 
     @pytest.fixture
     def make_broker(self) -> MakeBroker:
