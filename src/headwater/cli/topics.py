@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from ..admin import PartitionInfo, TopicInfo
 from ..broker import Broker
+from ..errors import StoreNotFoundError, TopicNotFoundError
 from .output import Columns, Failure, confirm, counted, note, plain, show, show_details, show_json, size
 from .parameters import (
     FOREVER,
@@ -86,7 +88,8 @@ def create_topic(
 
     async def create(broker: Broker) -> TopicInfo:
         topics = broker.admin.topics
-        if any(known.name == topic for known in await topics.list(internal=True)):
+        with suppress(TopicNotFoundError, StoreNotFoundError):  # as it should be; the topic makes the store, too
+            await topics.describe(topic)
             raise Failure(f"topic {topic!r} is there already: change it with `headwater topics alter`")
         await topics.create(topic, partitions=partitions, retention=age, retention_bytes=amount)
         return await topics.describe(topic)
