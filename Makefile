@@ -35,7 +35,8 @@ format: $(INSTALLED)
 bench: .venv/.bench         ## ratios beside the peers, in one run
 	$(BIN)/python -m bench $(ARGS)
 
-docs: .venv/.docs           ## the documentation, into site/
+docs: .venv/.docs           ## the support matrix, and the documentation into site/
+	$(BIN)/python scripts/matrix.py
 	$(BIN)/mkdocs build --strict
 
 clean:

@@ -1,0 +1,90 @@
+"""Writes docs/engines.md: what each engine can do, as its code declares it. `make docs` runs this."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from headwater.admin import OPERATIONS
+from headwater.engine import Ack, Capabilities, Engine, Source
+from headwater.engines import _OURS, engine_for
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "engines.md"
+
+ABOUT = {
+    "ack": "how messages are acknowledged",
+    "lease": "an unsettled message is given to somebody else after so many seconds",
+    "counts_deliveries": "the number of attempts survives the death of a process",
+    "nack": "the engine itself takes a message back",
+    "delayed_nack": "... to come again later",
+    "reject": "the engine itself takes a message that can never be handled",
+    "delayed_send": "`publish(..., delay=)`",
+    "headers": "headers travel with the message",
+    "keys": "a key decides the partition; one process has it at a time",
+    "partitions": "topics have partitions",
+    "patterns": "topics with fields, `orders.{region}`",
+    "groups": "consumer groups whose position is kept",
+    "exclusive": "`exclusive=True`: one active process in a group",
+    "replay": "reading can begin anywhere: `start=`, `stream`, replay of dead letters",
+    "durable": "accepted messages survive the death of the process",
+    "atomic_batch": "`publish_many` is accepted as a whole or not at all",
+    "atomic_commit": "`exactly_once=True`",
+}
+ACKS = {Ack.NONE: "none", Ack.EACH: "each", Ack.UP_TO: "up to an offset", Ack.ALL_SEEN: "all seen"}
+SOURCES = {"with a group": Source(topics=("t",), group="g"), "without": Source(topics=("t",))}
+
+TOP = """\
+# Engines
+
+<!-- Written by scripts/matrix.py from what the engines declare. Do not edit: run `make docs`. -->
+
+The URL of a broker chooses the engine. An engine declares what each of its sources can do; Headwater supplies what it
+can on top, and refuses at start what it cannot. A source *with a group* is a subscriber's, or `get` with a group; one
+*without* is a broadcast or a stream.
+
+"""
+ADMIN = """
+## Administration
+
+What `broker.admin` can do. The same is in `broker.admin.capabilities`; anything else raises `NotSupportedError`.
+
+"""
+
+
+def render() -> str:
+    """The page."""
+    engines = {scheme: engine_for(f"{scheme}://nowhere") for scheme in _OURS}
+    columns = [(scheme, name, engine) for scheme, engine in engines.items() for name in SOURCES]
+    rows = [["| |", *(f" `{scheme}://` {name} |" for scheme, name, _ in columns)]]
+    rows.append(["|---|", *("---|" for _ in columns)])
+    for field in Capabilities.__struct_fields__:
+        cells = (getattr(engine.capabilities(SOURCES[name]), field) for _, name, engine in columns)
+        rows.append([f"| **{field}**: {ABOUT[field]} |", *(f" {_cell(value)} |" for value in cells)])
+    admin = [["| operation |", *(f" `{scheme}://` |" for scheme in engines)], ["|---|", *("---|" for _ in engines)]]
+    for operation in sorted(OPERATIONS):
+        cells = (_can(engine, operation) for engine in engines.values())
+        admin.append([f"| {operation} |", *(f" {_cell(able)} |" for able in cells)])
+    return TOP + _table(rows) + ADMIN + _table(admin)
+
+
+def _can(engine: Engine, operation: str) -> bool:
+    return engine.admin is not None and operation in engine.admin.operations
+
+
+def _cell(value: Any) -> str:
+    match value:
+        case Ack():
+            return ACKS[value]
+        case None | False:
+            return "–"
+        case True:
+            return "yes"
+    return f"{value:g} s"
+
+
+def _table(rows: list[list[str]]) -> str:
+    return "".join("".join(row) + "\n" for row in rows)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render())
