@@ -10,7 +10,7 @@ import typer
 
 from ..admin import PartitionInfo, TopicInfo
 from ..broker import Broker
-from ..errors import StoreNotFoundError, TopicNotFoundError
+from ..errors import StoreNotFoundError
 from .output import Columns, Failure, confirm, counted, note, plain, show, show_details, show_json, size
 from .parameters import (
     FOREVER,
@@ -88,9 +88,10 @@ def create_topic(
 
     async def create(broker: Broker) -> TopicInfo:
         topics = broker.admin.topics
-        with suppress(TopicNotFoundError, StoreNotFoundError):  # as it should be; the topic makes the store, too
-            await topics.describe(topic)
-            raise Failure(f"topic {topic!r} is there already: change it with `headwater topics alter`")
+        with suppress(StoreNotFoundError):  # the first topic makes the store
+            known = await topics.list(internal=True)
+            if any(one.name == topic for one in known):
+                raise Failure(f"topic {topic!r} is there already: change it with `headwater topics alter`")
         await topics.create(topic, partitions=partitions, retention=age, retention_bytes=amount)
         return await topics.describe(topic)
 
