@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .errors import NotConnectedError as NotConnectedError
     from .errors import NotSupportedError as NotSupportedError
     from .errors import OffsetOutOfRangeError as OffsetOutOfRangeError
+    from .errors import PartitionLostError as PartitionLostError
     from .errors import PublishError as PublishError
     from .errors import Reject as Reject
     from .errors import RemoteError as RemoteError
@@ -84,6 +85,7 @@ _HOMES = {
         "NotConnectedError",
         "NotSupportedError",
         "OffsetOutOfRangeError",
+        "PartitionLostError",
         "PublishError",
         "Reject",
         "RemoteError",

@@ -258,9 +258,7 @@ class App:
                 await self._call_hooks(self._on_startup)
                 started.push_async_callback(self._call_hooks, self._after_shutdown)
             await self._choose_brokers()
-            started.push_async_callback(self.broker.close)
-            await self.broker.connect()
-            yield self.broker
+            yield await started.enter_async_context(self.broker)
 
     async def shutdown(self) -> None:
         """Stop: receive nothing more, finish what is in work, then undo the start in reverse. Idempotent."""

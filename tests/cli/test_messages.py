@@ -11,13 +11,13 @@ import pytest
 
 from headwater import Outgoing
 
-from .conftest import PATIENCE, Shell
+from .conftest import PATIENCE, Here, Shell
 
 
-def test_what_parses_as_json_is_published_as_json_and_anything_else_as_text(shell: Shell) -> None:
+def test_what_parses_as_json_is_published_as_json_and_anything_else_as_text(shell: Shell, here: Here) -> None:
     for value in ('{"id": 1.0}', "12", '"quoted"', "plain words", "null"):
-        shell("publish", shell.url, "notes", value, "--partition", 0)
-    lines = shell("tail", shell.url, "notes", "--from", "earliest", "--no-follow", "--json").stdout.splitlines()
+        here("publish", shell.url, "notes", value, "--partition", 0)
+    lines = here("tail", shell.url, "notes", "--from", "earliest", "--no-follow", "--json").out.splitlines()
     told = [json.loads(line) for line in lines]
     assert [message["value"] for message in told] == [{"id": 1.0}, 12, "quoted", "plain words", None]
     kinds = [message["headers"]["content-type"] for message in told]
@@ -26,18 +26,18 @@ def test_what_parses_as_json_is_published_as_json_and_anything_else_as_text(shel
     assert datetime.fromisoformat(told[0]["timestamp"]).tzinfo is not None
 
 
-def test_publish_says_where_the_message_is(shell: Shell) -> None:
-    assert shell("publish", shell.url, "notes", "1", "--partition", 3).stdout == "notes[3]@0\n"
-    (receipt,) = shell.json("publish", shell.url, "notes", "2", "--partition", 3)
+def test_publish_says_where_the_message_is(shell: Shell, here: Here) -> None:
+    assert here("publish", shell.url, "notes", "1", "--partition", 3).out == "notes[3]@0\n"
+    (receipt,) = here("publish", shell.url, "notes", "2", "--partition", 3, "--json").json
     assert (receipt["topic"], receipt["partition"], receipt["offset"]) == ("notes", 3, 1)
 
 
-def test_publish_sets_key_and_repeated_headers(shell: Shell) -> None:
-    shell("publish", shell.url, "notes", "1", "--key", "k", "--header", "a=1", "--header", "b=x=y")
+def test_publish_sets_key_and_repeated_headers(shell: Shell, here: Here) -> None:
+    here("publish", shell.url, "notes", "1", "--key", "k", "--header", "a=1", "--header", "b=x=y")
     template = "{key} {headers[a]} {headers[b]} {headers[c]}."
-    tail = shell("tail", shell.url, "notes", "--from", "earliest", "--limit", 1, "--format", template)
-    assert tail.stdout == "k 1 x=y .\n"
-    assert "write NAME=VALUE" in shell("publish", shell.url, "notes", "1", "--header", "a", code=2).stderr
+    tail = here("tail", shell.url, "notes", "--from", "earliest", "--limit", 1, "--format", template)
+    assert tail.out == "k 1 x=y .\n"
+    assert "write NAME=VALUE" in here("publish", shell.url, "notes", "1", "--header", "a", code=2).err
 
 
 @pytest.mark.parametrize("dash", [[], ["-"]])
@@ -120,31 +120,31 @@ def test_tail_follows_what_is_published(shell: Shell) -> None:
     assert len(tail.seen) == 2
 
 
-def test_tail_begins_at_an_offset_of_one_partition_or_at_a_time(shell: Shell) -> None:
+def test_tail_begins_at_an_offset_of_one_partition_or_at_a_time(shell: Shell, here: Here) -> None:
     shell.publish(*(Outgoing(number, "notes", partition=0) for number in range(5)))
     values = ("--no-follow", "--format", "{value}")
-    assert shell("tail", shell.url, "notes", "--from", 3, "--partition", 0, *values).stdout == "3\n4\n"
-    error = shell("tail", shell.url, "notes", "--from", 3, code=2).stderr
+    assert here("tail", shell.url, "notes", "--from", 3, "--partition", 0, *values).out == "3\n4\n"
+    error = here("tail", shell.url, "notes", "--from", 3, code=2).err
     assert "offset 3 is one of 8 partitions: add --partition N" in error
     begin = datetime.now(UTC) - timedelta(minutes=1)
-    assert shell("tail", shell.url, "notes", "--from", begin.isoformat(), *values).stdout == "0\n1\n2\n3\n4\n"
+    assert here("tail", shell.url, "notes", "--from", begin.isoformat(), *values).out == "0\n1\n2\n3\n4\n"
     later = (begin + timedelta(hours=1)).isoformat()
-    assert shell("tail", shell.url, "notes", "--from", later, *values).stdout == ""
-    assert shell("tail", shell.url, "notes", *values).stdout == ""
-    assert "give earliest, latest, an offset, or a time" in shell("tail", shell.url, "n", "--from", "x", code=2).stderr
+    assert here("tail", shell.url, "notes", "--from", later, *values).out == ""
+    assert here("tail", shell.url, "notes", *values).out == ""
+    assert "give earliest, latest, an offset, or a time" in here("tail", shell.url, "n", "--from", "x", code=2).err
 
 
-def test_tail_without_following_ends_at_the_end_of_all_topics(shell: Shell) -> None:
+def test_tail_without_following_ends_at_the_end_of_all_topics(shell: Shell, here: Here) -> None:
     shell.publish(*(Outgoing(n, topic) for n in range(600) for topic in ("orders.eu", "orders.us", "other")))
-    tail = shell("tail", shell.url, "orders.{region}", "--from", "earliest", "--no-follow", "--format", "{topic}")
-    assert sorted(tail.stdout.split()) == ["orders.eu"] * 600 + ["orders.us"] * 600
+    tail = here("tail", shell.url, "orders.{region}", "--from", "earliest", "--no-follow", "--format", "{topic}")
+    assert sorted(tail.out.split()) == ["orders.eu"] * 600 + ["orders.us"] * 600
 
 
-def test_an_unknown_topic_names_those_of_a_similar_name(shell: Shell) -> None:
+def test_an_unknown_topic_names_those_of_a_similar_name(shell: Shell, here: Here) -> None:
     shell.publish(Outgoing(1, "orders"))
-    error = shell("tail", shell.url, "order", code=1).stderr
+    error = here("tail", shell.url, "order", code=1).err
     assert error == "error: there is no topic 'order': did you mean 'orders'?\n"
-    assert "see `headwater topics list`" in shell("tail", shell.url, "zzz", "--no-follow", code=1).stderr
+    assert "see `headwater topics list`" in here("tail", shell.url, "zzz", "--no-follow", code=1).err
 
 
 def test_reading_makes_no_store(shell: Shell) -> None:
@@ -153,10 +153,10 @@ def test_reading_makes_no_store(shell: Shell) -> None:
     assert not (shell.path / "data").exists()
 
 
-def test_a_wrong_format_names_the_fields_there_are(shell: Shell) -> None:
-    error = shell("tail", shell.url, "notes", "--format", "{offest}", code=2).stderr
+def test_a_wrong_format_names_the_fields_there_are(shell: Shell, here: Here) -> None:
+    error = here("tail", shell.url, "notes", "--format", "{offest}", code=2).err
     assert "topic, partition, offset, timestamp, key, headers, value" in " ".join(error.split())
-    assert "--format" in shell("tail", shell.url, "notes", "--format", "{value", code=2).stderr
+    assert "--format" in here("tail", shell.url, "notes", "--format", "{value", code=2).err
 
 
 def test_a_reader_that_goes_away_ends_the_command_quietly(shell: Shell) -> None:

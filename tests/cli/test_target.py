@@ -9,7 +9,7 @@ import pytest
 from headwater.cli.output import Failure
 from headwater.cli.target import load_app
 
-from .conftest import Shell
+from .conftest import Here, Shell
 
 MORE = """
 def make_app() -> "App":
@@ -159,15 +159,17 @@ async def handle(order: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["hooked", "called", "bound", "alone", "early"])
-def test_the_broker_of_an_app_is_found_however_it_comes_and_nothing_is_consumed(shell: Shell, name: str) -> None:
+def test_the_broker_of_an_app_is_found_however_it_comes_and_nothing_is_consumed(
+    shell: Shell, here: Here, name: str
+) -> None:
     shell.write("late.py", LATE)
-    assert shell("publish", f"late:{name}", "orders", "1").stdout.splitlines()[-1].endswith("@0") or name == "hooked"
+    assert "orders[" in shell("publish", f"late:{name}", "orders", "1").stdout
     done = shell("topics", "list", f"late:{name}")
     assert "orders" in done.stdout
     assert "handled" not in done.stdout
     assert "after_startup" not in done.stdout
     assert ("lifespan left" in done.stdout) is (name == "hooked")  # only where the broker comes late
-    assert "no groups yet" in shell("groups", "list", f"late:{name}").stderr
+    assert "no groups yet" in here("groups", "list", "local://./late").err
 
 
 def test_headwater_broker_wins_for_every_command(shell: Shell) -> None:

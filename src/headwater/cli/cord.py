@@ -74,6 +74,8 @@ class SupervisorEnd:
         """For the worker to inherit; closed here once it has."""
         self._hear = hear
         self._rest = b""
+
+    def listen(self) -> None:
         asyncio.get_running_loop().add_reader(self._line, self._receive)
 
     def _receive(self) -> None:

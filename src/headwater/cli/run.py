@@ -71,7 +71,7 @@ def run(
 ) -> None:
     configure_logging(log_level.value, log_format.value)
     if broker:
-        os.environ["HEADWATER_BROKER"] = broker  # workers inherit it, and no process list shows its password
+        os.environ["HEADWATER_BROKER"] = broker  # where every app looks for it
     end = WorkerEnd.from_environment()
     if end is None and (workers > 1 or reload):
         if is_url(target):

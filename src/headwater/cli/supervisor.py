@@ -59,6 +59,7 @@ class Worker:
             raise
         finally:
             self._cord.theirs.close()
+        self._cord.listen()
 
     def _hear(self, words: str) -> None:
         word, _, rest = words.partition(" ")
@@ -153,7 +154,7 @@ class Supervisor:
             changed = self._changed
             worker = Worker(number, self._loaded)
             try:
-                code = await self._outlive(worker)
+                code = await self._outlive(worker, changed)
             except OSError as error:  # no process to be had
                 _log.error("worker %d cannot be started: %s", number, error)
                 code = 1
@@ -167,11 +168,11 @@ class Supervisor:
             else:
                 await self._after_death_while_watching(worker, code, changed)
 
-    async def _outlive(self, worker: Worker) -> int:
+    async def _outlive(self, worker: Worker, changed: asyncio.Event) -> int:
         await worker.start(self._command)
         self._workers[worker.number] = worker
         _log.info("%s is started", worker)
-        if self._stopping.is_set():  # while it was being started
+        if self._stopping.is_set() or changed.is_set():  # while it was being started
             worker.dismiss(signal.SIGTERM)
         code = await worker.wait()
         del self._workers[worker.number]

@@ -408,6 +408,7 @@ class EngineContract:
         self, broker: Broker, make_broker: MakeBroker, topic: str, group: str
     ) -> None:
         async with make_broker() as other, reading(broker, topic, group) as one, reading(other, topic, group) as two:
+            await both_joined(broker, topic, one, two)
             await broker.publish_many([Outgoing(n, topic, key=str(n)) for n in range(300)])
             first, second = await shared(one, two, 300)
         assert sorted(first + second) == list(range(300))
@@ -420,6 +421,7 @@ class EngineContract:
         async with make_broker() as other, reading(broker, topic, group) as one:
             leaving = reading(other, topic, group)
             two = await leaving.__aenter__()
+            await both_joined(broker, topic, one, two)
             await broker.publish_many([Outgoing(n, topic, key=str(n)) for n in range(100)])
             first, second = await shared(one, two, 100, acknowledge=False)
             assert len(first) + len(second) == 100
@@ -880,6 +882,18 @@ async def taken(place: Subscription, count: int, within: float = 20.0) -> list[M
 async def nothing_more(place: Subscription) -> bool:
     """Whether no message comes for a while."""
     return not await place.receive(1, QUIET)
+
+
+async def both_joined(broker: Broker, topic: str, one: Subscription, two: Subscription) -> None:
+    """Return once both members have been given something: an engine may take a while to share."""
+    got = {one: 0, two: 0}
+    async with asyncio.timeout(20):
+        while not all(got.values()):
+            await broker.publish_many([Outgoing("warming up", topic, key=str(n)) for n in range(32)])
+            for place in got:
+                while messages := await place.receive(100, 0.02):
+                    got[place] += len(messages)
+                    await place.ack(messages)
 
 
 async def shared(

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from .app import SyncTestApp
 
 
+pytest.register_assert_rewrite("headwater.testing.contract")
+
+
 @pytest.fixture
 def test_app() -> Iterator[Callable[[App], SyncTestApp]]:
     """Start an app in memory for a synchronous test: `t = test_app(app)`; it is stopped with the test."""

@@ -270,6 +270,8 @@ class LocalEngine:
 
     async def create(self, names: set[str]) -> None:
         """Make these topics with the usual number of partitions. Raises TopicNotFoundError if that is off."""
+        for name in names:
+            self.check_topic(name)
         if not self._auto_create:
             raise TopicNotFoundError(min(names), "it was not declared, and auto_create is off")
         await self.declare([Topic(name) for name in sorted(names)], "create")
