@@ -11,6 +11,7 @@ from .engine import Engine, Source
 from .errors import ConfigurationError, DeliveryUnknownError, PublishError, TopicNotFoundError
 from .message import Outgoing, Receipt
 
+STREAK: Final = 4  # messages that a lone publisher may send before everybody else gets a turn of the loop
 MAX_PENDING: Final = 100_000  # unconfirmed messages after which a publish waits for earlier ones
 
 Pending = tuple[Outgoing, "asyncio.Future[Receipt]", float]  # the message, its confirmation, seconds to wait for it
@@ -30,6 +31,7 @@ class Outbox:
         self.alone = True  # whether the last turn of the loop saw no more than one publisher
         self._lone = False  # whether one is on its way by itself ...
         self._crowded = False  # ... and another came meanwhile
+        self._streak = 0
         self._batch: list[Pending] = []
         self._sends: set[asyncio.Task[None]] = set()  # those the engine has not answered yet
         self._unconfirmed = 0
@@ -57,8 +59,12 @@ class Outbox:
                 future: asyncio.Future[Receipt] = self._loop.create_future()
                 self._wait_for([(outgoing, future, timeout)], answer)
                 return await future
-            await _turn()  # a publisher in a loop must not keep everybody else from running
+            self._streak += 1
+            if self._streak % STREAK == 0:
+                await _turn()
             return answer[0]
+        except PublishError as error:
+            raise error.errors[0] or error from None
         finally:
             self._lone, self.alone = False, not self._crowded
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from ..admin import PartitionInfo, TopicInfo
 from ..broker import Broker
+from ..errors import StoreNotFoundError
 from .output import Columns, Failure, confirm, counted, note, plain, show, show_details, show_json, size
 from .parameters import (
     FOREVER,
@@ -86,8 +88,10 @@ def create_topic(
 
     async def create(broker: Broker) -> TopicInfo:
         topics = broker.admin.topics
-        if any(known.name == topic for known in await topics.list(internal=True)):
-            raise Failure(f"topic {topic!r} is there already: change it with `headwater topics alter`")
+        with suppress(StoreNotFoundError):  # the first topic makes the store
+            known = await topics.list(internal=True)
+            if any(one.name == topic for one in known):
+                raise Failure(f"topic {topic!r} is there already: change it with `headwater topics alter`")
         await topics.create(topic, partitions=partitions, retention=age, retention_bytes=amount)
         return await topics.describe(topic)
 

@@ -32,6 +32,7 @@ MAX_FRAME: Final = 1 << 30  # bytes; a position within a segment has 32 bits
 HEADER: Final = Struct("<8I3Q")
 # stream, records, first offset, previous frame, start of body, crc of body, columns
 RUN: Final = Struct("<IIQIIII")
+_ONE_RUN: Final = HEADER.size + RUN.size  # the meta of a frame with one run and no cursors
 CURSOR: Final = Struct("<IQH")  # stream, next offset, length of the group's name that follows
 
 _CHECKED_FROM: Final = 8  # header.crc covers the meta from here on
@@ -135,6 +136,8 @@ class Draft(msgspec.Struct, frozen=True, gc=False):
 
 def encode(runs: Sequence[Run], cursors: Sequence[CursorCommit] = ()) -> Draft:
     """Everything of a frame but its place. Raises ValueError for two runs of one stream or an empty run."""
+    if len(runs) == 1 and not cursors:
+        return _encode_run(runs[0])
     order: Sequence[int] | None = None
     if len(runs) > 1:
         runs, order = _sorted(runs)
@@ -156,6 +159,19 @@ def encode(runs: Sequence[Run], cursors: Sequence[CursorCommit] = ()) -> Draft:
         raise ValueError(f"one commit of {at} bytes is over the limit of {MAX_FRAME}: publish in smaller batches")
     body = bodies[0] if len(bodies) == 1 else b"".join(bodies)
     return Draft(streams, counts, starts, sizes, crcs, columns, body, cursors, cursor_bytes, meta_length, at, order)
+
+
+def _encode_run(run: Run) -> Draft:
+    """The commonest frame: one run and nothing else."""
+    kinds, body = encode_body(run.keys, run.headers, run.values)
+    size = len(body)
+    length = _ONE_RUN + size
+    if length > MAX_FRAME:
+        raise ValueError(f"one commit of {length} bytes is over the limit of {MAX_FRAME}: publish in smaller batches")
+    return Draft(
+        (run.stream,), (len(run.values),), (_ONE_RUN,), (size,), (crc32(body),), (kinds,), body, (), b"", _ONE_RUN,
+        length, None,
+    )  # fmt: skip
 
 
 def _sorted(runs: Sequence[Run]) -> tuple[Sequence[Run], Sequence[int]]:
@@ -208,6 +224,8 @@ def encode_body(keys: Sequence[bytes | None], headers: Sequence[bytes], values: 
     count = len(values)
     if not count or len(keys) != count or len(headers) != count:
         raise ValueError(f"a run needs columns of one length: {len(keys)} keys, {len(headers)} headers, {count} values")
+    if count == 1 and keys[0] is None and not headers[0] and 0 < len(values[0]) < 1 << 16:
+        return _SHORT << 4, len(values[0]).to_bytes(2, "little") + values[0]  # as below, for the commonest record
     kinds = 0
     lengths: list[bytes] = []
     present: list[bytes] = []

@@ -85,6 +85,7 @@ class LocalAdmin:
         total = self._engine.partitions if partitions is None else partitions
         if total < 1:
             raise ConfigurationError(f"topic {name!r} with {total} partitions: give at least 1")
+        await self._engine.declare((), "create")  # the store, if this is its first topic
         await self._change(lambda: self._store.create_topic(name, total, _seconds(retention), retention_bytes))
 
     async def alter_topic(
