@@ -248,21 +248,40 @@ async def test_a_stop_finishes_what_is_in_work_and_gives_back_what_was_not_begun
 
 
 async def test_a_stop_leaves_messages_in_backoff_to_the_next_start_with_their_count() -> None:
-    app, attempts, failed = App("shop", "memory://"), [], asyncio.Event()
+    app, attempts = App("shop", "memory://"), []
 
-    @app.subscriber("orders", retry=Retry(attempts=3, backoff=(0, 0)))
+    @app.subscriber("orders", retry=Retry(attempts=4, backoff=(0, 0)))
     async def handle(n: int, message: Message) -> None:
         attempts.append(message.attempt)
-        failed.set()
         if len(attempts) < 3:
-            raise Retry.later(3600 if len(attempts) == 2 else 0)
+            raise ValueError("at once again")
+        if len(attempts) == 3:
+            raise Retry.later(3600)
 
     async with app:
         await app.publish(1, "orders")
-        await until(lambda: len(attempts) == 2)
-    async with app:
         await until(lambda: len(attempts) == 3)
-    assert attempts == [1, 2, 3]
+    async with app:
+        await until(lambda: len(attempts) == 4)
+    assert attempts == [1, 2, 3, 4]
+
+
+async def test_a_message_that_was_deferred_often_is_not_taken_for_a_killer_after_a_restart() -> None:
+    app, calls = App("shop", "memory://"), []
+
+    @app.subscriber("orders", retry=Retry(attempts=2))
+    async def handle(n: int) -> None:
+        calls.append(n)
+        if len(calls) < 8:
+            raise Retry.later(0 if len(calls) < 7 else 3600)
+
+    async with app:
+        await app.publish(1, "orders")
+        await until(lambda: len(calls) == 7)
+    async with app:
+        await until(lambda: nothing_left(app.broker))
+        assert await app.admin.dead.list("orders") == []
+    assert len(calls) == 8
 
 
 async def test_the_graceful_timeout_cancels_what_takes_longer_and_says_so(caplog: pytest.LogCaptureFixture) -> None:

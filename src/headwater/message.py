@@ -180,6 +180,7 @@ class Message(msgspec.Struct, eq=False):
     _settlement: Settlement | None = None
     _delivery: Message | None = None  # the delivery to settle, when it came by way of a retry topic
     _called: bool = False  # its earlier attempts ended in a verdict, not in the death of a process
+    _deferred: int = 0  # how many of them ended in the wish to be called again later
 
     def __repr__(self) -> str:
         key = "" if self.key_bytes is None else f" key={self.key!r}"

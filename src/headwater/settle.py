@@ -179,13 +179,20 @@ class Settler:
                 reason = "its process died each time it was handled"
                 await self._give_up(message, settings.routes[0], Reject(reason), reason)
                 return True
-            self.loop.subscription.begin(message)
+            self._begin(message)
         if settings.ack == "on_receive":
             await self.loop.acknowledge([message])
         elif settings.ack == "manual":
             message._settlement = self
             self._open.add(message)
         return False
+
+    def _begin(self, message: Message) -> None:
+        """Note the attempt with the source, without those that were only deferred: nobody died over them."""
+        attempt = message.attempt
+        message.attempt -= message._deferred
+        self.loop.subscription.begin(message)
+        message.attempt = attempt
 
     async def _choose(self, message: Message) -> Route:
         for route in self.settings.routes:
@@ -310,7 +317,9 @@ class Settler:
                 self.settings.stop_app()
             return
         verdict = judge(error, message.attempt, route.retry)
-        if isinstance(verdict, Again) and delay is not None and not isinstance(error, RetryLater):
+        if isinstance(error, RetryLater):
+            message._deferred += 1
+        elif isinstance(verdict, Again) and delay is not None:
             verdict = Again(delay)
         if isinstance(verdict, Again) and self._expired(message, verdict.delay):
             verdict = Dead("nobody waits for the reply any more")
@@ -444,6 +453,7 @@ class Settler:
     async def nack(self, message: Message, delay: float | None) -> None:
         route = self._only or await self._choose(message)
         self._close(message)
+        message._deferred += 1
         self._again(message, route.retry.delay(message.attempt) if delay is None else delay)
 
     async def reject(self, message: Message, reason: str) -> None:
