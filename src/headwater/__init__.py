@@ -3,9 +3,23 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .admin import ClusterInfo as ClusterInfo
+    from .admin import GroupInfo as GroupInfo
+    from .admin import Health as Health
+    from .admin import Lag as Lag
+    from .admin import MemberInfo as MemberInfo
+    from .admin import NodeInfo as NodeInfo
+    from .admin import PartitionInfo as PartitionInfo
+    from .admin import PartitionLag as PartitionLag
+    from .admin import TopicInfo as TopicInfo
     from .app import App as App
     from .broker import Broker as Broker
+    from .codecs import JSON as JSON
+    from .codecs import MSGPACK as MSGPACK
+    from .codecs import RAW as RAW
+    from .codecs import TEXT as TEXT
     from .codecs import Codec as Codec
+    from .dead import DeadLetter as DeadLetter
     from .depends import Context as Context
     from .depends import Depends as Depends
     from .depends import Header as Header
@@ -32,6 +46,7 @@ if TYPE_CHECKING:
     from .errors import Reject as Reject
     from .errors import RemoteError as RemoteError
     from .errors import RequestTimeoutError as RequestTimeoutError
+    from .errors import RetryLater as RetryLater
     from .errors import Skip as Skip
     from .errors import StopApp as StopApp
     from .errors import StopConsuming as StopConsuming
@@ -53,14 +68,33 @@ if TYPE_CHECKING:
     from .retry import Retry as Retry
     from .router import Router as Router
     from .settle import Batch as Batch
+    from .stream import Stream as Stream
     from .testing import TestApp as TestApp
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "admin": (
+        "ClusterInfo",
+        "GroupInfo",
+        "Health",
+        "Lag",
+        "MemberInfo",
+        "NodeInfo",
+        "PartitionInfo",
+        "PartitionLag",
+        "TopicInfo",
+    ),
     "app": ("App",),
     "broker": ("Broker",),
-    "codecs": ("Codec",),
+    "codecs": (
+        "Codec",
+        "JSON",
+        "MSGPACK",
+        "RAW",
+        "TEXT",
+    ),
+    "dead": ("DeadLetter",),
     "depends": (
         "Context",
         "Depends",
@@ -90,6 +124,7 @@ _HOMES = {
         "Reject",
         "RemoteError",
         "RequestTimeoutError",
+        "RetryLater",
         "Skip",
         "StopApp",
         "StopConsuming",
@@ -114,6 +149,7 @@ _HOMES = {
     "retry": ("Retry",),
     "router": ("Router",),
     "settle": ("Batch",),
+    "stream": ("Stream",),
     "testing": ("TestApp",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict
 from .codecs import Codec, decoder_for, encode
 from .engine import Change, DeclareMode, Engine, Source, Start, Topic
 from .engines import engine_for, redacted
-from .errors import ConfigurationError, ConnectError, DeliveryUnknownError, NotConnectedError, NotSupportedError
+from .errors import (
+    ConfigurationError,
+    ConnectError,
+    DeliveryUnknownError,
+    EncodeError,
+    NotConnectedError,
+    NotSupportedError,
+    PublishError,
+)
 from .message import NO_HEADERS, HeadersLike, Message, Outgoing, Receipt
 from .publisher import Outbox
 from .replies import Requester
@@ -200,7 +208,7 @@ class Broker:
         Raises PublishError, which carries receipts and errors per item, if some were refused; where the engine
         accepts all or none (memory, local) nothing was accepted then.
         """
-        ready = await self.prepare(messages)
+        ready = await self._prepare_all(messages)
         if not ready:
             return []
         if self._outbox is None:
@@ -214,6 +222,19 @@ class Broker:
                 return await answer
         except TimeoutError as error:
             raise DeliveryUnknownError(ready[0].topic, timeout) from error
+
+    async def _prepare_all(self, messages: Sequence[Outgoing]) -> Sequence[Outgoing]:
+        try:
+            return await self.prepare(messages)
+        except EncodeError:
+            errors: list[EncodeError | None] = []
+            for outgoing in messages:
+                try:
+                    encode(outgoing, self.codec)
+                    errors.append(None)
+                except EncodeError as error:
+                    errors.append(error)
+            raise PublishError([None] * len(errors), errors) from None
 
     async def prepare(self, messages: Sequence[Outgoing]) -> Sequence[Outgoing]:
         """The messages ready to travel: through the publish middleware, and encoded."""
@@ -259,7 +280,7 @@ class Broker:
             if self._outbox.full:
                 await self._outbox.room(timeout, ready.topic)
             self._outbox.put(ready, timeout).add_done_callback(_ignore_result)
-        return Receipt(outgoing.topic)
+        return Receipt(outgoing.topic, time=self.engine.clock.time())
 
     async def request(
         self,

@@ -101,6 +101,8 @@ class Consumer:
             "atomic_commit": (first.exactly_once, "exactly_once=True needs memory, local or Kafka"),
             "replay": (first.start != "latest", "it keeps nothing to start from: leave out start"),
         }
+        if first.order_by is not None and self.group and not (capabilities.keys or capabilities.exclusive):
+            raise NotSupportedError(name, f"order_by ({self.name})", "it has neither keys nor a single active consumer")
         for capability, (wanted, hint) in demands.items():
             if wanted and not getattr(capabilities, capability):
                 raise NotSupportedError(name, f"{capability} ({self.name})", hint)

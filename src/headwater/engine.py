@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import msgspec
 
 from .clock import Clock
+from .errors import ConfigurationError
 from .message import Message, Outgoing, Position, Receipt
 
 if TYPE_CHECKING:
@@ -83,6 +84,12 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     exactly_once: bool = False
     prefetch: int = 1000  # messages the engine may hold ready
     options: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.start, datetime) and self.start.tzinfo is None:
+            raise ConfigurationError(
+                f"start={self.start!r} is naive: give an aware datetime, such as datetime.now(UTC)"
+            )
 
     def option(self, kind: type[Any]) -> Any:
         """This source's options of one engine, or None."""

@@ -58,8 +58,11 @@ def read_options(kind: type[Any], query: Mapping[str, str], scheme: str) -> Any:
 
 
 def path_of(parts: SplitResult) -> str:
-    """The path of `local://./data`, `local://data` and `local:///var/data`."""
-    return unquote(parts.netloc + parts.path)
+    """The path of `local://./data`, `local://data` and `local:///var/data`. Raises ConfigurationError without one."""
+    path = unquote(parts.netloc + parts.path)
+    if not path:
+        raise ConfigurationError(f"{parts.scheme}:// names no directory: give one, such as {parts.scheme}://./data")
+    return path
 
 
 def redacted(url: str) -> str:

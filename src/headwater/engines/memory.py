@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import zlib
 from bisect import bisect_left
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime, timedelta
@@ -44,6 +44,8 @@ from ..topics import is_internal, is_pattern, match
 
 DEFAULT_PARTITIONS: Final = 8
 
+_log: Final = logging.getLogger("headwater.memory")
+
 Place = tuple[str, int]  # a partition of a topic
 
 CAPABILITIES: Final = Capabilities(
@@ -67,6 +69,7 @@ class _Record(msgspec.Struct, frozen=True):
     key: bytes | None
     headers: Headers
     time: float
+    serial: int  # counts all records of a store in the order they came
 
 
 class _Partition:
@@ -126,6 +129,7 @@ class _Group:
     def __init__(self, name: str) -> None:
         self.name = name
         self.cursors: dict[Place, _Cursor] = {}
+        self.resolved: set[str] = set()  # names and patterns whose start is decided
         self.members: list[MemorySubscription] = []
         self.epoch = 0
         self.moving = asyncio.Lock()
@@ -142,6 +146,7 @@ class MemoryStore:
         self.readers: set[MemorySubscription] = set()
         self.delayed = 0  # messages whose time has not come
         self._spread = itertools.count()
+        self._serials = itertools.count()
 
     def create(self, topic: Topic) -> None:
         if topic.name not in self.topics:
@@ -178,7 +183,7 @@ class MemoryStore:
             number = (sticky if key is None else zlib.crc32(key)) % len(partitions)
         partition = partitions[number]
         headers = outgoing.headers if isinstance(outgoing.headers, Headers) else Headers(outgoing.headers)
-        partition.records.append(_Record(outgoing.body, key, headers, now))
+        partition.records.append(_Record(outgoing.body, key, headers, now, next(self._serials)))
         return Receipt(topic, number, partition.latest - 1, now)
 
     def spread(self) -> int:
@@ -315,9 +320,7 @@ class MemoryEngine:
     async def _member(self, source: Source, on_change: OnChange) -> AsyncIterator[MemorySubscription]:
         assert source.group is not None
         group = self.store.groups.setdefault(source.group, _Group(source.group))
-        for place in self.store.places(source.topics):
-            if place not in group.cursors:
-                group.cursors[place] = _Cursor(self.resolve(source.start, place))
+        self._take_start(group, source)
         member = MemorySubscription(self, source, group)
         member.on_change = on_change
         group.members.append(member)
@@ -331,6 +334,20 @@ class MemoryEngine:
             for place in member.places:
                 group.cursors[place].rewind()
             await self._assign(group)
+
+    def _take_start(self, group: _Group, source: Source) -> None:
+        """Resolve where a group begins, once for each name or pattern; what comes later is read from its beginning."""
+        skipped = 0
+        for pattern in source.topics:
+            start = "earliest" if pattern in group.resolved else source.start
+            for place in self.store.places((pattern,)):
+                if place not in group.cursors:
+                    offset = self.resolve(start, place)
+                    skipped += offset - self.store.topics[place[0]][place[1]].earliest
+                    group.cursors[place] = _Cursor(offset)
+            group.resolved.add(pattern)
+        if skipped:
+            _log.info("the new group %r begins at %s and skips %d message(s)", group.name, source.start, skipped)
 
     async def _assign(self, group: _Group) -> None:
         """Share the partitions out, moving as few as possible; those that move are given back first."""
@@ -633,10 +650,14 @@ class MemoryAdmin:
         return Health()
 
 
-def received(store: MemoryStore, topic: str) -> deque[Message]:
-    """All messages of a topic in the order of their partitions, for a look from outside."""
-    return deque(
-        Message(topic, record.body, record.key, record.headers, number, partition.earliest + index, record.time)
+def received(store: MemoryStore, topic: str) -> list[Message]:
+    """All messages of a topic in the order they were published, for a look from outside."""
+    found = [
+        (record.serial, number, partition.earliest + index, record)
         for number, partition in enumerate(store.topics.get(topic, ()))
         for index, record in enumerate(partition.records)
-    )
+    ]
+    return [
+        Message(topic, record.body, record.key, record.headers, number, offset, record.time)
+        for _, number, offset, record in sorted(found, key=lambda place: place[0])
+    ]

@@ -119,7 +119,7 @@ class TestApp:
         return self._calls[handler]
 
     def published(self, topic: str) -> list[Message]:
-        """What was published to a topic, by the app or the test."""
+        """What was published to a topic, by the app or the test, in that order."""
         return [message for engine in self._engines.values() for message in received(engine.store, topic)]
 
     def dead(self, topic: str) -> list[Message]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import sys
@@ -73,6 +74,9 @@ _WITHOUT_GROUP: Final = Capabilities(
     durable=True,
     atomic_batch=True,
 )
+
+
+_log: Final = logging.getLogger("headwater.local")
 
 
 class LocalEngine:
@@ -417,11 +421,18 @@ class LocalEngine:
         subscription.member = member
         self._subscriptions.append(subscription)
 
+        skipped = 0
+
         def start(topic: str, partition: int, stream: int) -> int:
-            return start_offset(store, source.start, topic, partition, stream)
+            nonlocal skipped
+            offset = start_offset(store, source.start, topic, partition, stream)
+            skipped += offset - store.earliest(stream)
+            return offset
 
         try:
             await member.join(start)
+            if skipped:
+                _log.info("the new group %r begins at %s and skips %d message(s)", group, source.start, skipped)
             self._postponing.wanted()
             yield subscription
         finally:
