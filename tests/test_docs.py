@@ -55,7 +55,8 @@ class Block:
 
 def blocks_of(page: Path) -> Iterator[Block]:
     """The blocks of a page that are run, with what each must print."""
-    found, end, content = [], 0, page.read_text()
+    found: list[Block] = []
+    end, content = 0, page.read_text()
     for block in _BLOCK.finditer(content):
         text = re.sub(rf"^{block[1]}", "", block[4], flags=re.MULTILINE)
         text = _SNIPPET.sub(lambda snippet: (ROOT / snippet[1]).read_text().rstrip(), text)

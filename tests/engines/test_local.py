@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from headwater import LocalBroker
 from headwater.engine import Ack, Assigned, Change, Lost, Revoked, Source, Topic
 from headwater.engines import engine_for
 from headwater.engines.local import LocalEngine
@@ -151,6 +152,12 @@ async def test_a_reader_creates_nothing(tmp_path: Path) -> None:
                 pass
     assert not (tmp_path / "nothing").exists()
     await engine.close()
+
+
+async def test_who_makes_a_topic_makes_the_store(tmp_path: Path) -> None:
+    async with LocalBroker(tmp_path / "new") as broker:
+        await broker.admin.topics.create("orders", partitions=2)
+        assert [topic.name for topic in await broker.admin.topics.list()] == ["orders"]
 
 
 async def test_the_first_message_makes_the_store_unless_that_is_off(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -130,4 +131,34 @@ async def test_a_reset_is_not_undone_by_a_power_cut(tmp_path: Path, power_cut: o
     after = await opened(left)
     async with after.member() as member:
         assert bodies(await take(member, 2)) == ["1", "2"]
+    await after.engine.close()
+
+
+@pytest.mark.parametrize("acknowledged", [10, 2], ids=["a watermark ahead", "marks ahead"])
+async def test_messages_after_a_power_cut_are_not_taken_for_lost_ones(
+    tmp_path: Path, power_cut: Callable[[], None], acknowledged: int
+) -> None:
+    shop = Shop(tmp_path / "store", durability="process", clean_interval=1000.0)
+    await shop.engine.connect()
+    await shop.put(*range(3), partition=0)
+    shop.engine.store.sync(shop.engine.store.end)
+    on_disk = tmp_path / "on_disk"
+    shutil.copytree(shop.path, on_disk, ignore=shutil.ignore_patterns("groups", "*.sock"))
+    await shop.put(*range(3, 10), partition=0)  # these reach the page cache only ...
+    async with shop.member() as member:
+        messages = await take(member, 10)
+        await member.ack(messages[-acknowledged:])  # ... but what the group did with them reaches the disk
+        for subscription in shop.engine.group_subscriptions():
+            assert subscription.member is not None
+            subscription.member.group.sync()
+        shutil.copytree(shop.path / "groups", on_disk / "groups")
+    await shop.engine.close()
+    power_cut()
+    after = Shop(on_disk, durability="process")
+    await after.engine.connect()
+    new = [f"new {number}" for number in range(8)]
+    async with after.member() as member:
+        await after.put(*new, partition=0)
+        received = bodies(list(await member.receive(20, 1.0)))
+    assert [body for body in received if body.startswith("new")] == new
     await after.engine.close()

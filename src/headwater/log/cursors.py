@@ -254,6 +254,18 @@ class CursorPage:
             self._words[_WATERMARK] = _sealed(to)
         self._floor = to
 
+    def cut(self, end: int) -> None:
+        """Nothing from `end` on exists any more: forget what was delivered and done there.
+
+        After a power loss a page may know of messages that the journal lost; their offsets will be given again.
+        """
+        if self.watermark > end:
+            self._ring[:] = _ALL_FRESH
+            self._words[_SWEPT] = self._words[_WATERMARK] = _sealed(end)
+            self._floor = end
+        elif end < self._floor + WINDOW:
+            self._fill(end, _ALL_FRESH[: self._floor + WINDOW - end])
+
     def stage(self, to: int, frame: int, boot: int) -> None:
         """A transaction in this frame commits everything below `to`; it counts after `settle`. Idempotent.
 

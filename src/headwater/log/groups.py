@@ -355,6 +355,31 @@ def stage_elsewhere(root: Path, cursor: CursorCommit, frame: int, boot: int) -> 
         pass
 
 
+def cut(root: Path, nexts: Mapping[int, int]) -> None:
+    """Have no group be past the end of a stream: `nexts` says what each one's next message will get.
+
+    For recovery, while no other process has the store. What is damaged is left to whoever opens it.
+    """
+    for folder in (root / FOLDER).glob("[!.]*"):
+        try:
+            if has_state(folder):
+                _cut_group(folder, nexts)
+        except StoreError:
+            pass
+
+
+def _cut_group(folder: Path, nexts: Mapping[int, int]) -> None:
+    state = read_state(folder, _name_of(folder))
+    for (topic, partition), place in state.all_places():
+        file = CursorFile(folder / place.file)
+        try:
+            page = file.page(place.page, cursor_name(state.name, topic, partition, place.stream))
+            page.cut(nexts.get(place.stream, 0))
+            file.sync()
+        finally:
+            file.close()
+
+
 def _sync_folder(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -18,7 +18,7 @@ from typing import Final
 
 from ..errors import StoreCorruptError
 from . import control as ctl
-from . import frames
+from . import frames, groups
 from .catalog import NAME as CATALOG_NAME
 from .catalog import Content, read_catalog, write_catalog
 from .control import HEAD, HEADS, RETIRED, Control, seal, unseal
@@ -101,6 +101,7 @@ def recover(directory: Path, boot: bytes) -> None:
     unapplied = headed[-1][1].unapplied or heads.cursors
     last = max(name.last for name in names)
     header = SegmentHeader(last + 1, following, time, (last + 1) << 32, unapplied, False, heads.snapshot())
+    groups.cut(directory, {stream: following for stream, (following, _) in heads.places.items()})
     begin(directory, header, boot, content)
 
 
