@@ -401,7 +401,7 @@ class App:
         """Resolve the handlers' signatures; again after a dependency was overridden."""
         watch = None if self.watcher is None else self.watcher.watch_call
         for broker, consumer in self._consumers:
-            consumer.compile(self._environment(broker), broker.publish_many, watch)
+            consumer.compile(self._environment(broker), broker.send, watch)
 
     def _environment(self, broker: Broker) -> Environment:
         injectables = {App: self, Broker: broker, logging.Logger: self.logger}
@@ -463,7 +463,7 @@ class App:
                 self.consuming.append(await self._start_consumer(broker, consumer))
 
     async def _start_consumer(self, broker: Broker, consumer: Consumer) -> Running:
-        send = broker.publish_many
+        send = broker.send
         settings = {"send": send, "prepare": broker.prepare, "logger": self.logger, "stop_app": self.stop}
         if self.watcher is not None:
             settings["gave_up"] = self.watcher.gave_up
@@ -494,7 +494,7 @@ class App:
         check_apart([consumer, *(running.consumer for running in self.consuming if running.broker is self.broker)])
         consumer.check(self.broker.engine)
         watch = None if self.watcher is None else self.watcher.watch_call
-        consumer.compile(self._environment(self.broker), self.broker.publish_many, watch)
+        consumer.compile(self._environment(self.broker), self.broker.send, watch)
         await self.broker.declare([Topic(name) for name in topics if not is_pattern(name)], self._declare)
         running = await self._start_consumer(self.broker, consumer)
         self.consuming.append(running)

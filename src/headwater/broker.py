@@ -16,6 +16,7 @@ from .errors import (
     ConnectError,
     DeliveryUnknownError,
     EncodeError,
+    HeadwaterError,
     NotConnectedError,
     NotSupportedError,
     PublishError,
@@ -206,9 +207,27 @@ class Broker:
         """Publish several at once, in one round trip where the engine can.
 
         Raises PublishError, which carries receipts and errors per item, if some were refused; where the engine
-        accepts all or none (memory, local) nothing was accepted then.
+        accepts all or none (memory, local) nothing was accepted then. DeliveryUnknownError as for `publish`.
         """
-        ready = await self._prepare_all(messages)
+        try:
+            return await self.send(messages, timeout=timeout)
+        except (PublishError, DeliveryUnknownError, NotConnectedError):
+            raise
+        except HeadwaterError as error:  # none was accepted
+            others = None if isinstance(error, EncodeError) else error
+            errors = [self._unwritable(outgoing) or others for outgoing in messages]
+            raise PublishError([None] * len(errors), errors) from error
+
+    def _unwritable(self, outgoing: Outgoing) -> EncodeError | None:
+        try:
+            encode(outgoing, self.codec)
+        except EncodeError as error:
+            return error
+        return None
+
+    async def send(self, messages: Sequence[Outgoing], *, timeout: float = 10.0) -> Sequence[Receipt]:
+        """As `publish_many`, for the framework's own messages: what refuses all of them is raised as it is."""
+        ready = await self.prepare(messages)
         if not ready:
             return []
         if self._outbox is None:
@@ -222,19 +241,6 @@ class Broker:
                 return await answer
         except TimeoutError as error:
             raise DeliveryUnknownError(ready[0].topic, timeout) from error
-
-    async def _prepare_all(self, messages: Sequence[Outgoing]) -> Sequence[Outgoing]:
-        try:
-            return await self.prepare(messages)
-        except EncodeError:
-            errors: list[EncodeError | None] = []
-            for outgoing in messages:
-                try:
-                    encode(outgoing, self.codec)
-                    errors.append(None)
-                except EncodeError as error:
-                    errors.append(error)
-            raise PublishError([None] * len(errors), errors) from None
 
     async def prepare(self, messages: Sequence[Outgoing]) -> Sequence[Outgoing]:
         """The messages ready to travel: through the publish middleware, and encoded."""

@@ -150,7 +150,7 @@ class Worker:
         self._held += len(messages)
         self._lineup.add(messages)
         self._more_is_ready()
-        self._tell_quiet()  # all of them may wait behind a parked one
+        self._tell_quiet()  # all of them may wait: behind a parked one, or for their batch
 
     def _more_is_ready(self) -> None:
         ready = len(self._lineup.ready)

@@ -299,6 +299,7 @@ class MemoryEngine:
                 await self._assign(group)
         for reader in self.store.readers:
             reader.find_places()
+            reader.notify()
 
     def subscribe(self, source: Source, on_change: OnChange) -> AbstractAsyncContextManager[MemorySubscription]:
         return self._member(source, on_change) if source.group else self._reader(source)
