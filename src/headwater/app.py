@@ -141,7 +141,6 @@ class App:
         self._consumers: list[tuple[Broker, Consumer]] = []
         self._stopping: asyncio.Event | None = None
         self._failure: BaseException | None = None
-        self._interrupted = False
         self._starting: asyncio.Task[None] | None = None
         self._connecting: asyncio.Task[None] | None = None
         self.watcher: Watcher | None = None
@@ -239,7 +238,7 @@ class App:
             self._running = started.pop_all()
         self.is_ready = self._connecting is None
         steps = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in self.timings.items())
-        self.logger.info("%s is ready: %s", self.name, steps)
+        self.logger.info("%s is %s: %s", self.name, "ready" if self.is_ready else "started, not connected yet", steps)
 
     @asynccontextmanager
     async def connected_broker(self) -> AsyncIterator[Broker]:
