@@ -752,3 +752,24 @@ async def test_middleware_sees_results_failures_iterators_and_batches_and_may_an
         assert sorted(m.value for m in t.published("out")) == ["cut", "good", "item", "saved"]
         assert t.calls(one) == ["good", "bad"]
     assert seen == ["str", "bad", "async_generator", 2]
+
+
+async def test_a_handler_that_ignores_its_cancellation_does_not_hold_up_the_stop(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app, begun, release = App("shop", "memory://", graceful_timeout=0.05), asyncio.Event(), asyncio.Event()
+
+    @app.subscriber("orders")
+    async def stubborn(body: int) -> None:
+        begun.set()
+        while not release.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await release.wait()
+
+    async with app:
+        await app.publish(1, "orders")
+        await begun.wait()
+        task = app.consuming[0].task
+    assert "goes on although it was cancelled" in caplog.text
+    release.set()
+    await asyncio.wait([task])

@@ -17,16 +17,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, Self, TypeVar
 
 from .broker import Broker
-from .consumer import Consumer, check_apart, consumers_of
+from .consumer import Consumer, Running, check_apart, consumers_of
 from .depends import Environment
-from .engine import DeclareMode, Source, Subscription, Topic
+from .engine import DeclareMode, Topic
 from .errors import ConfigurationError, ConnectError, NoBrokerError
 from .handler import Call, Handler, Middleware
 from .message import Message
 from .retry import Retry
 from .router import Router
 from .topics import is_pattern
-from .worker import Worker
 
 if TYPE_CHECKING:
     from .admin import Admin
@@ -468,7 +467,7 @@ class App:
             settings["gave_up"] = self.watcher.gave_up
         worker = consumer.worker(broker.engine, settings)
         worker.on_quiet = None if self.watcher is None else self.watcher.quiet
-        running = Running(worker, consumer, broker)
+        running = Running(worker, consumer, broker.engine)
         await running.start(self._on_worker_end)
         return running
 
@@ -490,7 +489,9 @@ class App:
         router = Router(middleware=self.router.middleware, dependencies=self.router.dependencies)
         router.subscriber(*topics, **options)(handler)
         (consumer,) = consumers_of(self.name, router.declared())
-        check_apart([consumer, *(running.consumer for running in self.consuming if running.broker is self.broker)])
+        check_apart(
+            [consumer, *(running.consumer for running in self.consuming if running.engine is self.broker.engine)]
+        )
         consumer.check(self.broker.engine)
         watch = None if self.watcher is None else self.watcher.watch_call
         consumer.compile(self._environment(self.broker), self.broker.send, watch)
@@ -526,39 +527,6 @@ async def _made(given: BrokerLike | BrokerFactory) -> BrokerLike:
         return given
     made = given()
     return await made if isinstance(made, Awaitable) else made
-
-
-class Running:
-    """A worker with its place in a subscription."""
-
-    def __init__(self, worker: Worker, consumer: Consumer, broker: Broker) -> None:
-        self.worker, self.consumer, self.broker = worker, consumer, broker
-        self.task: asyncio.Task[None]
-        self.subscription: Subscription
-
-    async def start(self, on_end: Callable[[asyncio.Task[None]], None]) -> None:
-        """Returns once the place in the subscription is taken, so that no message from now on is missed."""
-        capabilities = self.worker.settings.capabilities
-        taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.task = asyncio.create_task(self._work(self.consumer.source(capabilities), taken), name=self.consumer.name)
-        await asyncio.wait([taken, self.task], return_when=asyncio.FIRST_COMPLETED)
-        if self.task.done():
-            self.task.result()
-        self.task.add_done_callback(on_end)
-
-    async def _work(self, source: Source, taken: asyncio.Future[None]) -> None:
-        async with self.broker.engine.subscribe(source, self.worker.on_change) as subscription:
-            self.subscription = subscription
-            taken.set_result(None)
-            await self.worker.run(subscription)
-
-    async def finish(self, timeout: float, logger: logging.Logger) -> None:
-        """Wait for what is in work; after `timeout` seconds cancel it, unacknowledged."""
-        _, late = await asyncio.wait([self.task], timeout=timeout)
-        if late:
-            logger.warning("%s did not finish within %.3g s: cancelled, unacknowledged", self.consumer.name, timeout)
-            self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
 
 
 @contextlib.contextmanager

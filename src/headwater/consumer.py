@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
 from .depends import Environment, scoped
-from .engine import Capabilities, Engine, Source
+from .engine import Capabilities, Engine, Source, Subscription
 from .errors import ConfigurationError, NotSupportedError
 from .handler import Call, Handler, compose
 from .message import TYPE, Message, Outgoing
@@ -210,6 +212,41 @@ class Consumer:
         self, messages: tuple[Message, ...], result: Any, sends: list[Outgoing], failed: Mapping[int, BaseException]
     ) -> None:
         await self._worker.settler.commit(messages, result, sends, failed)
+
+
+class Running:
+    """A consumer at work: its worker, with a place in a subscription."""
+
+    def __init__(self, worker: Worker, consumer: Consumer, engine: Engine) -> None:
+        self.worker, self.consumer, self.engine = worker, consumer, engine
+        self.task: asyncio.Task[None]
+        self.subscription: Subscription
+
+    async def start(self, on_end: Callable[[asyncio.Task[None]], None]) -> None:
+        """Returns once the place in the subscription is taken, so that no message from now on is missed."""
+        capabilities = self.worker.settings.capabilities
+        taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.task = asyncio.create_task(self._work(self.consumer.source(capabilities), taken), name=self.consumer.name)
+        await asyncio.wait([taken, self.task], return_when=asyncio.FIRST_COMPLETED)
+        if self.task.done():
+            self.task.result()
+        self.task.add_done_callback(on_end)
+
+    async def _work(self, source: Source, taken: asyncio.Future[None]) -> None:
+        async with self.engine.subscribe(source, self.worker.on_change) as subscription:
+            self.subscription = subscription
+            taken.set_result(None)
+            await self.worker.run(subscription)
+
+    async def finish(self, timeout: float, logger: logging.Logger) -> None:
+        """Wait for what is in work; after `timeout` seconds cancel it, unacknowledged. Never waits twice as long."""
+        _, late = await asyncio.wait([self.task], timeout=timeout)
+        if late:
+            logger.warning("%s did not finish within %.3g s: cancelled, unacknowledged", self.consumer.name, timeout)
+            self.task.cancel()
+            _, stuck = await asyncio.wait([self.task], timeout=timeout)
+            if stuck:
+                logger.error("%s goes on although it was cancelled: it is left behind", self.consumer.name)
 
 
 def consumers_of(app: str, declared: Declared) -> list[Consumer]:
