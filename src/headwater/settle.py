@@ -142,6 +142,7 @@ class Settler:
         self._is_special = self._acks_itself or settings.exactly_once
         self._open: set[Message] = set()  # handed to a manual handler, not settled by it yet
         self._committed: set[Message] = set()  # in a transaction, while their handler's clean-up still runs
+        self._refused: dict[Message, Mapping[Message, Exception]] = {}  # by the first of a batch, what it goes without
         self._warned = False
 
     # --- one message ----------------------------------------------------------------------------------
@@ -176,9 +177,7 @@ class Settler:
             return True
         if message.attempt > 1:
             if message.attempt > self._deaths_allowed and not message._called:
-                reason = "its process died each time it was handled"
-                await self._give_up(message, settings.routes[0], Reject(reason), reason)
-                return True
+                raise Reject("its process died each time it was handled")
             self._begin(message)
         if settings.ack == "on_receive":
             await self.loop.acknowledge([message])
@@ -211,34 +210,41 @@ class Settler:
         Raises BatchError, and commits nothing, while one of them may be tried again: a partition is committed
         without gaps, so then the whole batch is.
         """
-        route = self.settings.routes[0]
-        for index, error in failed.items():
-            verdict = judge(error, messages[index].attempt, route.retry)
+        route, refused = self.settings.routes[0], self._refused.get(messages[0], {})
+        for message, error in [*((messages[index], error) for index, error in failed.items()), *refused.items()]:
+            verdict = judge(error, message.attempt, route.retry)
             if isinstance(verdict, Again):
                 raise BatchError(failed)
-            self._log(route, messages[index], error, verdict)
-            sends += self._in_its_place(messages[index], route, error, verdict.reason)
+            self._log(route, message, error, verdict)
+            sends += self._in_its_place(message, route, error, verdict.reason)
         sends += [
             reply(message, result)
             for index, message in enumerate(messages)
             if _wants_reply(message) and index not in failed
         ]
-        await self.loop.commit(messages, await self.settings.prepare(sends))
-        self._committed.update(messages)
+        settled = (*messages, *refused)
+        await self.loop.commit(settled, await self.settings.prepare(sends))
+        self._committed.update(settled)
 
     # --- a batch --------------------------------------------------------------------------------------
 
     async def process_batch(self, messages: Messages) -> None:
         """Handle some messages together. One that cannot be decoded goes to the dead letters alone."""
         route = self.settings.routes[0]
-        ready = [message for message in messages if await self._is_ready(message, route)]
+        ready, refused = await self._sort_out(messages, route)
+        if refused and not (ready and self.settings.exactly_once):
+            for message, error in refused.items():
+                await self._failed(message, route, error)
+            refused = {}
         if not ready:
             return
+        together = [message for message in messages if message in refused or message in ready]
         try:
+            self._refused[ready[0]] = refused
             await route.call(tuple(ready))
         except BatchError as error:
             if self.settings.exactly_once:
-                await self._batch_failed(ready, route, error)
+                await self._batch_failed(together, route, error, refused)
                 return
             delay = route.retry.delay(ready[0].attempt)
             for index, message in enumerate(ready):
@@ -249,10 +255,12 @@ class Settler:
         except (Exception, asyncio.CancelledError) as error:
             if self._is_cancelled(error):
                 raise
-            await self._batch_failed(ready, route, error)
+            await self._batch_failed(together, route, error, refused)
         else:
-            for message in ready:
+            for message in together:
                 self._succeeded(message)
+        finally:
+            self._refused.pop(ready[0], None)
 
     def _succeeded(self, message: Message) -> None:
         if self._acks_itself:
@@ -262,18 +270,23 @@ class Settler:
         else:
             self.loop.finish(message)
 
-    async def _is_ready(self, message: Message, route: Route) -> bool:
-        try:
-            if await self._prepare(message):
-                return False
-            message._decode = route.handler.decode
-            _ = message.value
-        except DecodeError as error:
-            await self._failed(message, route, error)
-            return False
-        return True
+    async def _sort_out(self, messages: Messages, route: Route) -> tuple[list[Message], dict[Message, Exception]]:
+        """Those the handler gets, and those it cannot get with the reason; the rest is settled."""
+        ready: list[Message] = []
+        refused: dict[Message, Exception] = {}
+        for message in messages:
+            try:
+                if not await self._prepare(message):
+                    message._decode = route.handler.decode
+                    _ = message.value
+                    ready.append(message)
+            except (DecodeError, Reject) as error:
+                refused[message] = error
+        return ready, refused
 
-    async def _batch_failed(self, messages: list[Message], route: Route, error: BaseException) -> None:
+    async def _batch_failed(
+        self, messages: list[Message], route: Route, error: BaseException, refused: Mapping[Message, Exception]
+    ) -> None:
         """All are tried again, together and so in order.
 
         Those whose attempts are exhausted come back one by one (see `Worker`), so that the bad one stands alone.
@@ -282,7 +295,7 @@ class Settler:
         judged_alone = len(open_ones) <= 1 or isinstance(error, (Signal, DecodeError))
         if judged_alone or not isinstance(error, route.retry.on):
             for message in messages:
-                await self._failed(message, route, error)
+                await self._failed(message, route, refused.get(message, error))
             return
         attempt = open_ones[0].attempt
         delay = route.retry.delay(attempt)

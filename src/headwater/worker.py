@@ -278,6 +278,7 @@ class Worker:
         self._tell_quiet()
 
     async def commit(self, messages: Sequence[Message], sends: Sequence[Outgoing]) -> None:
+        await self.acknowledge(())  # a transaction leaves no gap behind it
         await self.subscription.commit(messages, sends)
         for message in messages:
             self.forget(message)
