@@ -2,6 +2,7 @@ import os
 import resource
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,16 +14,19 @@ from headwater.log.store import Run, Store
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk() -> Iterator[Path]:
+    """Two megabytes. Not below pytest's folder: a mount that a killed run left would fail every later one."""
     if os.getuid() != 0:
         pytest.skip("mounting takes root")
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", place], check=False)
-    if mounted.returncode:
-        pytest.skip("this machine does not let us mount")
-    yield place
-    subprocess.run(["umount", "--lazy", place], check=True)  # an error may hold a file until it is collected
+    place = Path(tempfile.mkdtemp(prefix="headwater-small-disk-"))
+    try:
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", place], check=False)
+        if mounted.returncode:
+            pytest.skip("this machine does not let us mount")
+        yield place
+        subprocess.run(["umount", "--lazy", place], check=True)  # an error may hold a file until it is collected
+    finally:
+        place.rmdir()
 
 
 def test_a_full_disk_refuses_whole_messages_and_takes_more_when_there_is_room(small_disk: Path) -> None:
