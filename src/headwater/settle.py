@@ -238,7 +238,10 @@ class Settler:
             refused = {}
         if not ready:
             return
-        together = [message for message in messages if message in refused or message in ready]
+        together = ready
+        if refused:
+            waiting = {*ready, *refused}
+            together = [message for message in messages if message in waiting]
         try:
             self._refused[ready[0]] = refused
             await route.call(tuple(ready))

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby
 from operator import attrgetter
 
-from ...errors import OffsetOutOfRangeError, PartitionLostError, TopicNotFoundError
+from ...errors import NotSupportedError, OffsetOutOfRangeError, PartitionLostError, TopicNotFoundError
 from ...log.alarm import Alarm
 from ...log.cursors import WINDOW, CursorPage
 from ...log.frames import Chunk, CursorCommit
@@ -272,11 +272,11 @@ class GroupSubscription:
 
     async def nack(self, messages: Sequence[Message], delay: float) -> None:
         """Not of this engine: the core tries again in place."""
-        raise NotImplementedError("the local engine has no nack: its capabilities say so")
+        raise NotSupportedError("local", "nack", "the core retries in place")
 
     async def reject(self, messages: Sequence[Message], reason: str) -> None:
         """Not of this engine: the core sends dead letters."""
-        raise NotImplementedError("the local engine has no reject: its capabilities say so")
+        raise NotSupportedError("local", "reject", "the core writes dead letters")
 
     async def extend(self, messages: Sequence[Message]) -> None:
         """There are no leases on messages; does nothing."""
