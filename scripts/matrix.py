@@ -15,6 +15,7 @@ ABOUT = {
     "ack": "how messages are acknowledged",
     "lease": "an unsettled message is given to somebody else after so many seconds",
     "counts_deliveries": "the number of attempts survives the death of a process",
+    "counts_unbegun": "... and counts what was received and never begun",
     "nack": "the engine itself takes a message back",
     "delayed_nack": "... to come again later",
     "reject": "the engine itself takes a message that can never be handled",

@@ -19,7 +19,7 @@ FLOORS = [
     ("clock", "errors", "topics"),
     ("message",),
     ("codecs", "retry"),
-    ("engine", "letters", "order"),
+    ("engine", "inbox", "letters", "order", "watermark"),
     ("depends", "handler", "results", "settle", "worker", "router", "consumer", "publisher", "replies", "stream"),
     ("admin", "dead", "broker"),
     ("log", "engines"),

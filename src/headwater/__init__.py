@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .engine import Topic as Topic
     from .engines.local import LocalBroker as LocalBroker
     from .engines.memory import MemoryBroker as MemoryBroker
+    from .errors import AuthenticationError as AuthenticationError
     from .errors import BatchError as BatchError
     from .errors import ConfigurationError as ConfigurationError
     from .errors import ConnectError as ConnectError
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from .errors import EncodeError as EncodeError
     from .errors import GroupNotFoundError as GroupNotFoundError
     from .errors import HeadwaterError as HeadwaterError
+    from .errors import MessageTooLargeError as MessageTooLargeError
     from .errors import MissingExtraError as MissingExtraError
     from .errors import NoBrokerError as NoBrokerError
     from .errors import NotConnectedError as NotConnectedError
@@ -108,12 +110,14 @@ _HOMES = {
     "errors": (
         "BatchError",
         "ConfigurationError",
+        "AuthenticationError",
         "ConnectError",
         "DecodeError",
         "DeliveryUnknownError",
         "EncodeError",
         "GroupNotFoundError",
         "HeadwaterError",
+        "MessageTooLargeError",
         "MissingExtraError",
         "NoBrokerError",
         "NotConnectedError",

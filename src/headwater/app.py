@@ -16,15 +16,17 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, Self, TypeVar
 
+import msgspec
+
 from .broker import Broker
 from .consumer import Consumer, Running, check_apart, consumers_of
 from .depends import Environment
 from .engine import DeclareMode, Topic
-from .errors import ConfigurationError, ConnectError, NoBrokerError
+from .errors import AuthenticationError, ConfigurationError, ConnectError, NoBrokerError
 from .handler import Call, Handler, Middleware
 from .message import Message
 from .retry import Retry
-from .router import Router
+from .router import Router, publishers_of, refuse
 from .topics import is_pattern
 
 if TYPE_CHECKING:
@@ -118,7 +120,6 @@ class App:
         self.context: dict[str, Any] = {}
         self.timings: dict[str, float] = {}
         """Seconds that each step of the last start took."""
-        self.is_ready = False
         self.stopped_by: signal.Signals | None = None
         """The signal that ended the last `run`, if one did."""
         worker = os.environ.get("HEADWATER_WORKER_ID")
@@ -136,6 +137,7 @@ class App:
         self._startup = startup
         self._brokers: list[Broker] = []
         self._running: AsyncExitStack | None = None
+        self._ready = False
         self.consuming: list[Running] = []
         self._consumers: list[tuple[Broker, Consumer]] = []
         self._stopping: asyncio.Event | None = None
@@ -186,6 +188,11 @@ class App:
             raise NoBrokerError(self.name)
         return self._brokers[0]
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the app is started, not stopping, and its brokers can be reached."""
+        return self._ready and all(broker.engine.available for broker in self._brokers)
+
     # --- acting on the first broker -------------------------------------------------------------------
 
     publish = _on_broker(Broker.publish)
@@ -235,9 +242,9 @@ class App:
             if self._connecting is None:
                 await self._timed("after_startup", self._call_hooks(self._after_startup))
             self._running = started.pop_all()
-        self.is_ready = self._connecting is None
+        self._ready = self._connecting is None
         steps = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in self.timings.items())
-        self.logger.info("%s is %s: %s", self.name, "ready" if self.is_ready else "started, not connected yet", steps)
+        self.logger.info("%s is %s: %s", self.name, "ready" if self._ready else "started, not connected yet", steps)
 
     @asynccontextmanager
     async def connected_broker(self) -> AsyncIterator[Broker]:
@@ -262,7 +269,7 @@ class App:
         """Stop: receive nothing more, finish what is in work, then undo the start in reverse. Idempotent."""
         running, self._running = self._running, None
         if running is not None:
-            self.is_ready = False
+            self._ready = False
             await running.aclose()
             self.logger.info("%s is stopped", self.name)
 
@@ -307,7 +314,7 @@ class App:
 
     async def drain(self) -> None:
         """Receive nothing more and finish what is in work, within `graceful_timeout` seconds; stay connected."""
-        self.is_ready = False
+        self._ready = False
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.gather(self._connecting, return_exceptions=True)
@@ -382,18 +389,42 @@ class App:
 
     def _resolve(self) -> list[tuple[Broker, Consumer]]:
         """The consumers of every broker, checked against its engine before anything is connected."""
+        gathered = [(broker, *self._router_of(broker).gather()) for broker in self._brokers]
+        strays = [
+            (function, msgspec.structs.replace(publisher, broker=broker))
+            for broker, _, homeless in gathered
+            for function, publisher in homeless
+        ]
+        subscribing = {subscriber.function for _, declared, _ in gathered for subscriber, _ in declared}
+        for function, publisher in strays:
+            if function not in subscribing:
+                refuse(function, publisher)
         found = []
-        for broker in self._brokers:
-            of_broker = Router(middleware=self.router.middleware, dependencies=self.router.dependencies)
-            of_broker.include_router(broker.router)
-            router = Router()
-            router.include_router(of_broker)
-            if broker is self.broker:
-                router.include_router(self.router)
-            for consumer in consumers_of(self.name, router.declared()):
+        for broker, declared, _ in gathered:
+            whole = [(subscriber, (*own, *publishers_of(subscriber, strays))) for subscriber, own in declared]
+            for consumer in consumers_of(self.name, whole):
+                self._check_destinations(consumer)
                 consumer.check(broker.engine)
                 found.append((broker, consumer))
         return found
+
+    def _router_of(self, broker: Broker) -> Router:
+        """All that is declared for a broker: on itself, and on the app if it is the first."""
+        of_broker = Router(middleware=self.router.middleware, dependencies=self.router.dependencies)
+        of_broker.include_router(broker.router)
+        router = Router()
+        router.include_router(of_broker)
+        if broker is self.broker:
+            router.include_router(self.router)
+        return router
+
+    def _check_destinations(self, consumer: Consumer) -> None:
+        for broker, topic in consumer.destinations():
+            if broker is not None and broker not in self._brokers:
+                raise ConfigurationError(
+                    f"{consumer.name} sends to {topic!r} on {broker}, which is none of the app's brokers: give "
+                    f"App(..., broker=[...]) both"
+                )
 
     def compile(self) -> None:
         """Resolve the handlers' signatures; again after a dependency was overridden."""
@@ -424,7 +455,8 @@ class App:
                     break
                 except ConnectError as error:
                     delay = _RECONNECT.delay(tries)
-                    if self._connecting is None and time.monotonic() + delay > deadline:
+                    hopeless = isinstance(error, AuthenticationError) or time.monotonic() + delay > deadline
+                    if self._connecting is None and hopeless:
                         raise
                     self.logger.warning("%s waits for its broker: %s; again in %.1f s", self.name, error, delay)
                     await asyncio.sleep(delay)
@@ -437,7 +469,7 @@ class App:
             self.logger.exception("%s cannot start", self.name)
             self.stop(error)
         else:
-            self.is_ready, self._connecting = True, None
+            self._ready, self._connecting = True, None
             self.logger.info("%s is connected", self.name)
 
     async def _declare_topics(self) -> None:
@@ -448,11 +480,11 @@ class App:
             await broker.declare(list(topics.values()), self._declare)
 
     def _names(self, broker: Broker) -> list[str]:
-        mine = [consumer for owner, consumer in self._consumers if owner is broker]
-        names = [topic for consumer in mine for topic in consumer.source(consumer.check(broker.engine)).topics]
-        names += [
-            publisher.topic for consumer in mine for _, publishers in consumer.declared for publisher in publishers
-        ]
+        names = list[str]()
+        for owner, consumer in self._consumers:
+            if owner is broker:
+                names += consumer.source(consumer.check(broker.engine)).topics
+            names += [topic for place, topic in consumer.destinations() if (place or owner) is broker]
         return [name for name in dict.fromkeys(names) if not is_pattern(name)]
 
     async def _consume(self) -> None:
@@ -474,7 +506,7 @@ class App:
     def _on_worker_end(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.logger.error("a subscription of %s failed: %s", self.name, error, exc_info=error)
-            self.is_ready = False
+            self._ready = False
             self.stop(error)
 
     @asynccontextmanager

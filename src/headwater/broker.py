@@ -168,6 +168,7 @@ class Broker:
         timeout: float = 10.0,
         confirm: bool = True,
         codec: Codec | None = None,
+        options: Sequence[Any] = (),
     ) -> Receipt:
         """Publish a value; returns once the engine has accepted it.
 
@@ -184,13 +185,14 @@ class Broker:
             timeout: seconds to wait for the confirmation.
             confirm: False returns when it is handed over, with a receipt that knows only the topic.
             codec: writes the value.
+            options: per engine, such as `Mqtt(retain=True)`; those of other engines are ignored.
 
         Raises:
             DeliveryUnknownError: no confirmation in time; the message may or may not arrive.
             EncodeError: the codec cannot write the value.
             NotConnectedError: not connected yet, or closed.
         """
-        outgoing = Outgoing(value, topic, key, headers, partition, delay, codec)
+        outgoing = Outgoing(value, topic, key, headers, partition, delay, codec, b"", tuple(options))
         if self._middleware or not confirm:
             return await self._publish_specially(outgoing, timeout, confirm)
         outbox = self._outbox

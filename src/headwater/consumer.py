@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import msgspec
 
 from .depends import Environment, scoped
-from .engine import Capabilities, Engine, Source, Subscription
+from .engine import Ack, Capabilities, Engine, Source, Subscription
 from .errors import ConfigurationError, NotSupportedError
 from .handler import Call, Handler, compose
 from .message import TYPE, Message, Outgoing
@@ -20,6 +20,9 @@ from .router import Filter, Subscriber
 from .settle import Route, Settings
 from .topics import is_pattern, match, retry_topic
 from .worker import Worker
+
+if TYPE_CHECKING:
+    from .broker import Broker
 
 Declared = Sequence[tuple[Subscriber, tuple[Publisher, ...]]]
 Sends = Callable[[Sequence[Outgoing]], Awaitable[Any]]
@@ -40,6 +43,7 @@ class Consumer:
         self.declared = declared
         self.subscriber = first
         self.group = None if first.broadcast else first.group or app
+        self.client = app
         self.topics = first.topics
         self.name = ", ".join(dict.fromkeys(_name(subscriber) for subscriber, _ in declared))
         self.routes: list[Route] = []
@@ -74,6 +78,7 @@ class Consumer:
             exclusive=first.exclusive,
             exactly_once=first.exactly_once,
             prefetch=self.prefetch,
+            client=self.client,
             options=first.options,
         )
 
@@ -108,17 +113,37 @@ class Consumer:
         for capability, (wanted, hint) in demands.items():
             if wanted and not getattr(capabilities, capability):
                 raise NotSupportedError(name, f"{capability} ({self.name})", hint)
-        for topic in (*self.topics, *self._destinations()):
+        for topic in self.topics:
             if not is_pattern(topic):
                 engine.check_topic(topic)
+        for broker, topic in self.destinations():
+            if not is_pattern(topic):
+                (engine if broker is None else broker.engine).check_topic(topic)
+        self._check_dead_letters(name, capabilities)
         return capabilities
 
-    def _destinations(self) -> Iterable[str]:
-        """The topics that results and dead letters are published to, as far as they are named."""
+    def destinations(self) -> Iterator[tuple[Broker | None, str]]:
+        """The topics that results and dead letters are published to, as far as they are named.
+
+        Each with its broker, if that is another than the one this consumer reads from.
+        """
         for subscriber, publishers in self.declared:
-            yield from (publisher.topic for publisher in publishers)
+            yield from ((publisher.broker, publisher.topic) for publisher in publishers)
             if isinstance(subscriber.dead_letter, str):
+                yield None, subscriber.dead_letter
+            elif isinstance(subscriber.dead_letter, tuple):
                 yield subscriber.dead_letter
+
+    def _check_dead_letters(self, engine: str, capabilities: Capabilities) -> None:
+        """A source that stores nothing would lose them; a transaction binds what one engine does."""
+        for subscriber, publishers in self.declared:
+            kept_here = subscriber.dead_letter and not isinstance(subscriber.dead_letter, tuple)
+            if kept_here and self.group and capabilities.ack is Ack.NONE:
+                hint = "it stores nothing: give dead_letter=False, or (broker, topic) with a broker that does"
+                raise NotSupportedError(engine, f"dead letters ({_name(subscriber)})", hint)
+            elsewhere = isinstance(subscriber.dead_letter, tuple) or any(publisher.broker for publisher in publishers)
+            if subscriber.exactly_once and elsewhere:
+                raise ConfigurationError(f"{_name(subscriber)}: exactly_once=True cannot span a second broker")
 
     def compile(self, environment: Environment, send: Sends, watch: Watch | None = None) -> None:
         """Resolve the signatures and compose what happens for a message. Raises ConfigurationError.
@@ -198,6 +223,7 @@ class Consumer:
                 group=self.group,
                 concurrency=first.concurrency,
                 prefetch=self.prefetch,
+                ordered=self._ordered(capabilities),
                 batch=first.batch,
                 ack=first.ack,
                 exactly_once=first.exactly_once,

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -16,6 +16,8 @@ from .message import Message, Outgoing, Position, Receipt
 
 if TYPE_CHECKING:
     from .admin import EngineAdmin
+
+T = TypeVar("T")
 
 Start = Literal["latest", "earliest"] | int | datetime | Mapping[int, int]
 """Where reading begins: `earliest` is the first kept, `latest` what the next message will get; an
@@ -38,7 +40,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
 
     ack: Ack = Ack.NONE
     lease: float | None = None  # seconds until an unsettled message is given to somebody else
-    counts_deliveries: bool = False  # Message.attempt survives our death, see Subscription.begin
+    counts_deliveries: bool = False  # Message.attempt survives our death, see Subscription.begin ...
+    counts_unbegun: bool = False  # ... and counts deliveries that were received and never begun, too
     nack: bool = False  # an unsettled message can be given back
     delayed_nack: bool = False
     reject: bool = False
@@ -83,6 +86,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     exclusive: bool = False
     exactly_once: bool = False
     prefetch: int = 1000  # messages the engine may hold ready
+    client: str = "headwater"  # who reads, for servers that show the names of their clients
     options: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
@@ -91,9 +95,14 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
                 f"start={self.start!r} is naive: give an aware datetime, such as datetime.now(UTC)"
             )
 
-    def option(self, kind: type[Any]) -> Any:
+    def option(self, kind: type[T]) -> T | None:
         """This source's options of one engine, or None."""
-        return next((option for option in self.options if isinstance(option, kind)), None)
+        return option_of(self.options, kind)
+
+
+def option_of(options: Sequence[Any], kind: type[T]) -> T | None:
+    """The options of one engine among those of several, or None."""
+    return next((option for option in options if isinstance(option, kind)), None)
 
 
 class Assigned(msgspec.Struct, frozen=True):
@@ -181,6 +190,11 @@ class Engine(Protocol):
     clock: Clock
 
     @property
+    def available(self) -> bool:
+        """Whether the server could be reached when it was last heard of. Costs nothing: readiness asks it often."""
+        ...
+
+    @property
     def admin(self) -> EngineAdmin | None:
         """Management of topics and groups; None where the engine has none."""
         ...
@@ -193,8 +207,19 @@ class Engine(Protocol):
         """Raise TopicNameError if the engine cannot carry this name. Pure."""
         ...
 
+    def reply_topic(self, mark: str) -> str:
+        """Where the requester of this mark takes its answers: a place of its own, or `REPLIES`, which all share.
+
+        Only the shared one is declared; either can be read without a group.
+        """
+        ...
+
     async def connect(self) -> None:
-        """Reach the server. Raises ConnectError. Idempotent."""
+        """Reach the server. Raises ConnectError, AuthenticationError if it refuses who asks. Idempotent.
+
+        From then on the engine stays connected by itself: it comes back with backoff and jitter, logs once that the
+        server is away and once that it is back, and subscriptions go on where they were.
+        """
         ...
 
     async def close(self) -> None:

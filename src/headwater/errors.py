@@ -8,11 +8,13 @@ HeadwaterError
 │   └── TopicNameError            a name this engine cannot carry     .topic
 ├── NotConnectedError             used before it was connected, or after it was closed
 ├── ConnectError                  the server cannot be reached        .url .reason
+│   └── AuthenticationError       it refuses who asks: waiting does not help
 ├── PublishError                  some of a batch were refused        .receipts .errors
 ├── DeliveryUnknownError          no answer in time; it may arrive    .topic            (also TimeoutError)
 ├── RequestTimeoutError           nobody answered a request           .topic .timeout   (also TimeoutError)
 ├── RemoteError                   the handler of a request failed     .type .reason
 ├── EncodeError                   a value no codec can write
+├── MessageTooLargeError          more than the engine takes          .topic .size .limit
 ├── DecodeError                   a body that is not what it should be
 ├── BatchError                    some members of a batch failed      .failed
 ├── TopicNotFoundError            .topic
@@ -96,6 +98,10 @@ class ConnectError(HeadwaterError):
         self.url, self.reason = url, reason
 
 
+class AuthenticationError(ConnectError):
+    """The server was reached and refused the credentials, or what they may do. Trying again does not help."""
+
+
 class PublishError(HeadwaterError):
     """Some messages of one `publish_many` were not accepted.
 
@@ -141,6 +147,17 @@ class RemoteError(HeadwaterError):
 
 class EncodeError(HeadwaterError):
     """A value that the codec cannot write."""
+
+
+class MessageTooLargeError(HeadwaterError):
+    """A message of `size` bytes, where the engine takes `limit`, or fewer than these if `limit` is None."""
+
+    def __init__(self, topic: str, size: int, limit: int | None = None) -> None:
+        most = "more than the server takes" if limit is None else f"the server takes {limit}"
+        super().__init__(
+            f"a message of {size} bytes to {topic!r}: {most}. Raise the limit there, or publish a reference to it"
+        )
+        self.topic, self.size, self.limit = topic, size, limit
 
 
 class DecodeError(HeadwaterError):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 CONTENT_TYPE: Final = "content-type"
 TYPE: Final = "hw-type"  # class name of the published value
 ID: Final = "hw-id"  # message id, where the publisher chose one
+KEY: Final = "hw-key"  # the key, on engines that have none of their own
 CORRELATION: Final = "hw-correlation"  # binds a reply to its request
 REPLY_TO: Final = "hw-reply-to"  # topic that takes the reply
 DEADLINE: Final = "hw-deadline"  # seconds since the epoch after which nobody waits for the reply
@@ -138,8 +139,8 @@ class Position(msgspec.Struct, frozen=True):
 class Outgoing(msgspec.Struct, eq=False):
     """A message to publish.
 
-    `delay` is in seconds. The publisher fills `body` and completes `headers` from `value`; a publish
-    middleware may change any field before that.
+    `delay` is in seconds; `options` are typed per engine, and those of other engines are ignored. The publisher
+    fills `body` and completes `headers` from `value`; a publish middleware may change any field before that.
     """
 
     value: Any
@@ -150,6 +151,7 @@ class Outgoing(msgspec.Struct, eq=False):
     delay: float | None = None
     codec: Codec | None = None
     body: bytes = b""
+    options: tuple[Any, ...] = ()
 
     @property
     def key_bytes(self) -> bytes | None:

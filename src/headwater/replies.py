@@ -20,8 +20,8 @@ Publish = Callable[[Outgoing, float], Awaitable[Receipt]]
 class Requester:
     """Sends requests and hands each answer to whoever waits for it; the first one wins.
 
-    All requesters of a store read one reply topic and pick out what carries their own mark. It is read before the
-    first request leaves, so no answer is missed.
+    Where the engine has no place for each requester, all of them read one reply topic and pick out what carries their
+    own mark. It is read before the first request leaves, so no answer is missed.
     """
 
     def __init__(self, engine: Engine, publish: Publish) -> None:
@@ -33,6 +33,7 @@ class Requester:
         self._starting = asyncio.Lock()
         self._reader: asyncio.Task[None] | None = None
         self._exits = AsyncExitStack()
+        self._topic = engine.reply_topic(self._mark)
         self._closing = False
         self._wake: Callable[[], None] = lambda: None
 
@@ -46,7 +47,7 @@ class Requester:
         try:
             await self._ensure_reading()
             deadline = self._engine.clock.time() + timeout
-            control = {REPLY_TO: REPLIES, CORRELATION: correlation, DEADLINE: f"{deadline:.3f}"}
+            control = {REPLY_TO: self._topic, CORRELATION: correlation, DEADLINE: f"{deadline:.3f}"}
             outgoing.headers = Headers(outgoing.headers).merged(control)
             await self._publish(outgoing, timeout)
             answer = await future
@@ -62,8 +63,9 @@ class Requester:
         async with self._starting:
             if self._reader is not None and not self._reader.done():
                 return
-            await self._engine.declare([Topic(REPLIES, partitions=1, retention=timedelta(minutes=10))], "create")
-            source = Source(topics=(REPLIES,), start="latest")
+            if self._topic == REPLIES:
+                await self._engine.declare([Topic(REPLIES, partitions=1, retention=timedelta(minutes=10))], "create")
+            source = Source(topics=(self._topic,), start="latest")
             subscription = await self._exits.enter_async_context(self._engine.subscribe(source, _ignore))
             self._reader = asyncio.create_task(self._read(subscription), name="headwater replies")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -13,6 +13,9 @@ from .errors import BatchError, ConfigurationError
 from .handler import Call
 from .message import CORRELATION, ERROR, NO_HEADERS, REPLY_TO, Headers, HeadersLike, Message, Outgoing
 from .topics import field_names, is_pattern, match
+
+if TYPE_CHECKING:
+    from .broker import Broker
 
 KeyOf = str | bytes | Callable[[Any], str | bytes | None]
 
@@ -29,7 +32,7 @@ class Publisher(msgspec.Struct, frozen=True, kw_only=True):
     """Where the results of a handler go. Declared with `@app.publisher(...)`.
 
     `key` is one for all, or a function of the result; by default the incoming message's. `when` says which
-    results are published.
+    results are published. `broker` is where, if that is another than the one the handler's messages come from.
     """
 
     topic: str
@@ -40,6 +43,7 @@ class Publisher(msgspec.Struct, frozen=True, kw_only=True):
     title: str | None = None
     description: str | None = None
     options: tuple[Any, ...] = ()
+    broker: Broker | None = None
 
     def check(self, handler: str, topics: Sequence[str], *, batch: bool) -> None:
         """Raise ConfigurationError for a field that some topic of the handler does not fill."""
@@ -81,7 +85,7 @@ def to_publish(
             key = message.key_bytes
         topic = publisher.topic if message is None else publisher.address(message, topics)
         headers = _headers(publisher.headers, response.headers)
-        found.append(Outgoing(response.value, topic, key=key, headers=headers, codec=publisher.codec))
+        found.append(Outgoing(response.value, topic, key, headers, codec=publisher.codec, options=publisher.options))
     return found
 
 
@@ -106,10 +110,17 @@ def publishing(
                 await _publish(item, message)
         return first
 
+    elsewhere = [publisher for publisher in publishers if publisher.broker is not None]
+    publishers = [publisher for publisher in publishers if publisher.broker is None]
+
     async def _publish(result: Any, message: Message | None) -> None:
         found = to_publish(result, message, publishers, topics)
         if found:
             await publish(found)
+        for publisher in elsewhere:
+            found = to_publish(result, message, (publisher,), topics)
+            if found and publisher.broker is not None:
+                await publisher.broker.send(found)
 
     return call_and_publish
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
@@ -18,7 +18,7 @@ from .message import HeadersLike, Message
 from .order import OrderBy
 from .results import KeyOf, Publisher
 from .retry import ONCE, Retry
-from .settle import AckMode, Batch
+from .settle import AckMode, Batch, DeadLetterTo
 
 F = TypeVar("F", bound=Callable[..., Any])
 Filter = Callable[[Message], bool | Awaitable[bool]]
@@ -39,7 +39,7 @@ class Subscriber(msgspec.Struct, frozen=True, kw_only=True):
     ack: AckMode
     exactly_once: bool
     retry: Retry
-    dead_letter: bool | str
+    dead_letter: DeadLetterTo
     filter: Filter | None
     middleware: tuple[Middleware, ...]
     dependencies: tuple[Any, ...]
@@ -51,6 +51,7 @@ class Subscriber(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Declared = tuple[Subscriber, tuple[Publisher, ...]]
+Homeless = tuple[Callable[..., Any], Publisher]
 
 
 class Router:
@@ -83,7 +84,7 @@ class Router:
         ack: AckMode = "auto",
         exactly_once: bool = False,
         retry: Retry | None = Retry(),
-        dead_letter: bool | str | None = None,
+        dead_letter: DeadLetterTo | None = None,
         filter: Filter | None = None,
         middleware: Sequence[Middleware] = (),
         dependencies: Sequence[Any] = (),
@@ -109,8 +110,9 @@ class Router:
                 "manual" through `message.ack()` and its siblings.
             exactly_once: acknowledge and publish the results in one transaction, where the engine can.
             retry: what is done about exceptions; None calls once.
-            dead_letter: where to put what cannot be handled: True is `<topic>.dead`, a str another topic, False
-                nowhere: it is logged and dropped. By default True, for a broadcast False.
+            dead_letter: where to put what cannot be handled: True is `<topic>.dead`, a str another topic, a pair
+                `(broker, topic)` one on another broker of the app, False nowhere: it is logged and dropped, or left
+                to an engine that has dead letters of its own. By default True, for a broadcast False.
             filter: takes the Message, says whether this handler wants it; the first that does gets it.
             middleware: `async def mw(message, call_next)`, the first outermost.
             dependencies: called before each message for their effect.
@@ -214,32 +216,34 @@ class Router:
         self._routers.append(router)
 
     def declared(self) -> list[Declared]:
-        """All subscribers with the publishers of their functions, prefixes and middleware applied.
-
-        A publisher belongs to the subscribers of its function on the same router and on those included in it; one
-        whose function has none there to those of the nearest router around it.
+        """All subscribers with the publishers of their functions.
 
         Raises ConfigurationError for a publisher on a function that subscribes to nothing.
         """
-        declared, homeless = self._declared()
-        for function, publisher in homeless:
-            raise ConfigurationError(
-                f"{getattr(function, '__qualname__', function)} publishes to {publisher.topic!r} but subscribes to "
-                f"nothing here: add @subscriber(...), or include the router that has it"
-            )
+        declared, homeless = self.gather()
+        for stray in homeless:
+            refuse(*stray)
         return declared
 
-    def _declared(self) -> tuple[list[Declared], list[tuple[Callable[..., Any], Publisher]]]:
+    def gather(self) -> tuple[list[Declared], list[Homeless]]:
+        """All subscribers with the publishers of their functions, and the publishers whose function has none here.
+
+        Prefixes and middleware are applied. A publisher belongs to the subscribers of its function on the same router
+        and on those included in it; one whose function has none there to those of the nearest router around it.
+        """
         declared: list[Declared] = [(subscriber, ()) for subscriber in self._subscribers]
         publishers = list(self._publishers)
         for router in self._routers:
-            below, homeless = router._declared()
+            below, homeless = router.gather()
             declared += below
             publishers += homeless
         known = {subscriber.function for subscriber, _ in declared}
         homeless = [(function, self._addressed(it)) for function, it in publishers if function not in known]
         return [
-            (self._around(subscriber), tuple(self._addressed(it) for it in (*own, *_of(subscriber, publishers))))
+            (
+                self._around(subscriber),
+                tuple(self._addressed(it) for it in (*own, *publishers_of(subscriber, publishers))),
+            )
             for subscriber, own in declared
         ], homeless
 
@@ -255,8 +259,17 @@ class Router:
         return msgspec.structs.replace(publisher, topic=self.prefix + publisher.topic)
 
 
-def _of(subscriber: Subscriber, publishers: Sequence[tuple[Callable[..., Any], Publisher]]) -> list[Publisher]:
+def publishers_of(subscriber: Subscriber, publishers: Sequence[Homeless]) -> list[Publisher]:
+    """Those on the function of this subscriber."""
     return [publisher for function, publisher in publishers if function is subscriber.function]
+
+
+def refuse(function: Callable[..., Any], publisher: Publisher) -> NoReturn:
+    """Raise ConfigurationError: this publisher is on a function that subscribes to nothing."""
+    raise ConfigurationError(
+        f"{getattr(function, '__qualname__', function)} publishes to {publisher.topic!r} but subscribes to "
+        f"nothing here: add @subscriber(...), or include the router that has it"
+    )
 
 
 def _early_hints(function: Callable[..., Any], local: dict[str, Any]) -> dict[str, Any] | None:

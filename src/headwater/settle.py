@@ -9,7 +9,8 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import msgspec
 
@@ -34,9 +35,21 @@ from .results import failure_reply, reply
 from .retry import LONG_WAIT, Again, Dead, Retry, judge
 from .topics import dead_topic, match, retry_topic
 
+if TYPE_CHECKING:
+    from .broker import Broker
+
 AckMode = Literal["auto", "manual", "on_receive"]
+DeadLetterTo = bool | str | tuple["Broker", str]
 Messages = tuple[Message, ...]
 
+DEATHS_ALLOWED: Final = 2  # a message that was received when its process died may not have been begun
+DELIVERIES_ALLOWED: Final = 10  # the same where being received and given back counts, at each restart
+
+_FATE = {  # of what is given up, by whether it has dead letters and whether its engine has
+    (True, False): "kept as a dead letter",
+    (False, True): "rejected, its engine decides what becomes of it",
+    (False, False): "dropped, since it has no dead letters",
+}
 _NONE: Mapping[int, BaseException] = {}
 _UNTIL_IT_IS_TAKEN = Retry(backoff=(0.5, 30.0))  # the wait between tries to write a dead letter
 
@@ -62,7 +75,7 @@ class Route(msgspec.Struct):
     handler: Handler
     call: Call
     retry: Retry
-    dead_letter: bool | str
+    dead_letter: DeadLetterTo
     accepts: Callable[[Message], bool | Awaitable[bool]] | None = None
 
 
@@ -136,9 +149,9 @@ class Settler:
         self.loop = loop
         self._only = settings.routes[0] if len(settings.routes) == 1 and not settings.routes[0].accepts else None
         self._acks_itself = settings.ack != "auto"
-        # A message that was received when its process died may not have been begun: the first death proves nothing.
         attempts = max(route.retry.attempts for route in settings.routes) + (settings.batch is not None)
-        self._deaths_allowed = max(2, attempts)
+        proof = DELIVERIES_ALLOWED if settings.capabilities.counts_unbegun else DEATHS_ALLOWED
+        self._deaths_allowed = max(proof, attempts)
         self._is_special = self._acks_itself or settings.exactly_once
         self._open: set[Message] = set()  # handed to a manual handler, not settled by it yet
         self._committed: set[Message] = set()  # in a transaction, while their handler's clean-up still runs
@@ -357,28 +370,59 @@ class Settler:
 
     async def _give_up(self, message: Message, route: Route, error: BaseException, reason: str) -> None:
         """Write the dead letter, tell who asked, and only then let go of the message."""
-        await self._replace(message, self._in_its_place(message, route, error, reason))
+        if isinstance(route.dead_letter, tuple):
+            broker, topic = route.dead_letter
+            await self._until_taken(message, [dead_letter(message, topic, reason, error)], broker.send)
+        rejected = reason if self._is_rejected(route) else None
+        await self._replace(message, self._in_its_place(message, route, error, reason), rejected)
         if self.settings.gave_up is not None and not isinstance(error, (Signal, DecodeError)):
             self.settings.gave_up(message, error)
 
     def _in_its_place(self, message: Message, route: Route, error: BaseException, reason: str) -> list[Outgoing]:
         """What is sent when a message is given up."""
         instead = [failure_reply(message, error)] if _wants_reply(message) else []
-        if route.dead_letter:
-            topic = dead_topic(message.topic) if route.dead_letter is True else route.dead_letter
-            instead.append(dead_letter(message, topic, reason, error))
+        if route.dead_letter is True:
+            instead.append(dead_letter(message, dead_topic(message.topic), reason, error))
+        elif isinstance(route.dead_letter, str):
+            instead.append(dead_letter(message, route.dead_letter, reason, error))
         return instead
 
-    async def _replace(self, message: Message, sends: list[Outgoing]) -> None:
-        """Send these in place of the message. While they are not taken it is not acknowledged: try on."""
+    def _is_rejected(self, route: Route) -> bool:
+        """Whether what is given up is left to the engine, which has dead letters of its own."""
+        settings = self.settings
+        return route.dead_letter is False and settings.capabilities.reject and settings.ack != "on_receive"
+
+    async def _replace(self, message: Message, sends: list[Outgoing], rejected: str | None = None) -> None:
+        """Send these in place of the message, and only then let go of it: reject it for that reason, or acknowledge."""
+        if self.settings.exactly_once:
+            await self._until_taken(message, sends, partial(self._commit_one, message))
+            return
+        if sends:
+            await self._until_taken(message, sends, self.settings.send)
+        if rejected is None:
+            self._over(message)
+        else:
+            await self._reject(message, rejected)
+
+    async def _commit_one(self, message: Message, sends: Sequence[Outgoing]) -> None:
+        await self.loop.commit((message,), await self.settings.prepare(sends))
+
+    async def _reject(self, message: Message, reason: str) -> None:
+        self._open.discard(message)
+        try:
+            await self.loop.subscription.reject([message._delivery or message], reason)
+        except Exception as error:
+            self.settings.logger.error("cannot reject %s, it will come again: %s", message.id, described(error))
+        self.loop.forget(message)
+
+    async def _until_taken(
+        self, message: Message, sends: Sequence[Outgoing], send: Callable[[Sequence[Outgoing]], Awaitable[Any]]
+    ) -> None:
+        """Send what becomes of the message. While that is not taken the message is not acknowledged: try on."""
         for tries in itertools.count(1):
             try:
-                if self.settings.exactly_once:
-                    await self.loop.commit((message,), await self.settings.prepare(sends))
-                    return
-                if sends:
-                    await self.settings.send(sends)
-                break
+                await send(sends)
+                return
             except Exception as error:
                 answers = [outgoing for outgoing in sends if outgoing.topic == message.reply_to]
                 if answers and isinstance(error, ConfigurationError | TopicNotFoundError):
@@ -394,7 +438,6 @@ class Settler:
                     delay,
                 )
                 await self.loop.pause(delay)
-        self._over(message)
 
     def _over(self, message: Message) -> None:
         self._open.discard(message)
@@ -434,7 +477,7 @@ class Settler:
                 message.attempt,
                 verdict.reason,
                 described(error),
-                "kept as a dead letter" if route.dead_letter else "dropped, since it has no dead letters",
+                _FATE[bool(route.dead_letter), self._is_rejected(route)],
                 exc_info=None if isinstance(error, (Signal, DecodeError)) else error,
             )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from .message import Message, Outgoing
 from .order import Lineup, Partitions
 from .settle import Settings, Settler
 from .topics import RETRY_SUFFIX
+from .watermark import Watermark
 
 RECEIVE_WAIT: Final = 5.0  # seconds a quiet `receive` may take; it is woken for everything that matters
 MAX_AHEAD: Final = 10_000  # messages held before the partition that holds most of them pauses
@@ -44,11 +45,12 @@ class Worker:
         self.on_quiet: Callable[[], object] | None = None  # told whenever `busy` may have become 0
         self._lineup = lineup
         self._held = 0  # received and not over
+        self._watermark = Watermark() if settings.capabilities.ack is Ack.UP_TO else None
         self._finished: list[Message] = []  # over, to be acknowledged together
         self._acknowledge_at = 0.0  # on the monotonic clock, when some are finished
         self._tell_below = _NEVER  # how few ready messages somebody waits for
         self._running: list[Work | None] = [None] * settings.concurrency
-        self._parked: dict[Message, Timer] = {}
+        self._parked: dict[Message, tuple[Timer, float]] = {}  # what wakes each, and when
         self._sleepers: deque[asyncio.Future[None]] = deque()  # idle lanes
         self._wants_room: asyncio.Future[None] | None = None  # the receiver, waiting for the lanes
         self._revoking: asyncio.Future[None] | None = None
@@ -66,28 +68,28 @@ class Worker:
     def busy(self) -> int:
         """Messages being handled or acknowledged, or that could be: those that wait for no time to pass."""
         ready = len(self._lineup.ready) if self._batch_is_ready() else 0
-        running = sum(1 if isinstance(work, Message) else len(work) for work in self._running if work is not None)
-        return max(0, ready + running + len(self._finished) - len(self._pauses))
+        handled = sum(1 for _ in self._handled())
+        return max(0, ready + handled + len(self._finished) - len(self._pauses))
 
     async def run(self, subscription: Subscription) -> None:
         """Work until `stop_soon`. Raises what makes the subscription itself fail."""
         self.subscription = subscription
         lanes = [asyncio.create_task(self._lane(number)) for number in range(self.settings.concurrency)]
         receiver = asyncio.create_task(self._receive())
+        keeper = asyncio.create_task(self._keep_leases())
         try:
             await _all_or_first_failure([receiver, *lanes])
         finally:
             self.stop_soon()
             self.cancelling = True
-            for lane in lanes:
-                lane.cancel()
-            await asyncio.gather(*lanes, receiver, return_exceptions=True)
+            for task in (keeper, *lanes):
+                task.cancel()
+            await asyncio.gather(keeper, *lanes, receiver, return_exceptions=True)
             self._running[:] = [None] * len(lanes)  # cancelled: a revocation has nothing left to wait for
             if self._revoking is not None:
                 _set(self._revoking)
-            for timer in self._parked.values():
-                timer.cancel()
             await self.acknowledge(())
+            await self._give_back_parked()
 
     def stop_soon(self) -> None:
         """Receive nothing more and let the lanes finish what they are doing.
@@ -126,18 +128,27 @@ class Worker:
 
     def _room(self) -> int:
         """How many more messages may be received now."""
-        while self._held - self._paused.total() >= MAX_AHEAD:
+        while self._ahead() >= MAX_AHEAD:
             if not self._pause_the_fullest():
                 return 0
         at_hand = len(self._lineup.ready) + len(self._running) - len(self._sleepers)
-        return min(self.settings.prefetch - at_hand, MAX_AHEAD - (self._held - self._paused.total()))
+        return min(self.settings.prefetch - at_hand, MAX_AHEAD - self._ahead())
+
+    def _ahead(self) -> int:
+        """What was received and may not be acknowledged yet, without that of paused partitions."""
+        return (self._held if self._watermark is None else len(self._watermark)) - self._paused.total()
 
     def _pause_the_fullest(self) -> bool:
-        """Too much waits behind parked messages: pause the partition with most of it, the others go on."""
-        waiting = Counter(_partition(message) for message in (*self._lineup, *self._parked))
+        """Too much waits behind what is not done: pause the partition with most of it, the others go on."""
+        if self._watermark is not None:
+            waiting = self._watermark.held()
+        elif self._parked:
+            waiting = Counter(_partition(message) for message in (*self._lineup, *self._parked))
+        else:
+            return False
         for partition in self._paused:
             del waiting[partition]
-        if not waiting or not self._parked:
+        if not waiting:
             return False
         partition, count = waiting.most_common(1)[0]
         self._paused[partition] = count
@@ -145,6 +156,8 @@ class Worker:
         return True
 
     def _admit(self, messages: Sequence[Message]) -> None:
+        if self._watermark is not None:
+            self._watermark.add(messages)
         if self.settings.retry_through_topic:
             messages = [returned(m) if m.topic.endswith(RETRY_SUFFIX) else m for m in messages]
         self._held += len(messages)
@@ -167,7 +180,7 @@ class Worker:
         if self._revoking is not None:
             _set(self._revoking)
         if self._wants_room is not None:
-            if (self._held - self._paused.total()) * 4 <= MAX_AHEAD * 3:
+            if self._ahead() * 4 <= MAX_AHEAD * 3:
                 self._make_room()
             else:
                 self._tell_below = self.settings.prefetch // 2
@@ -249,21 +262,31 @@ class Worker:
     # --- what settling asks for -----------------------------------------------------------------------
 
     def finish(self, message: Message) -> None:
-        self._finished.append(message)
         self._held -= 1
         self._lineup.settled(message)
-        if self._paused:
-            self._count_down(_partition(message))
+        if self._watermark is None and not self._paused:
+            self._finished.append(message)
+        else:
+            self._finished += self._released(message)
 
     def forget(self, message: Message) -> None:
         self._held -= 1
         self._lineup.settled(message)
+        self._finished += self._released(message)[1:]  # itself is acknowledged already
+
+    def _released(self, message: Message) -> list[Message]:
+        """What may be acknowledged once this one is done: itself, or up to it and what had waited for it."""
+        released = [message] if self._watermark is None else self._watermark.done(message._delivery or message)
         if self._paused:
-            self._count_down(_partition(message))
+            for one in released:
+                self._count_down(_partition(one))
+        return released
 
     async def acknowledge(self, messages: Sequence[Message]) -> None:
-        done = [*self._finished, *messages]
+        done = [*self._finished]
         self._finished.clear()
+        for message in messages:
+            done += [message] if self._watermark is None else self._released(message)
         self._acknowledge_at = time.monotonic() + ACK_WAIT
         if not done:
             return
@@ -285,7 +308,8 @@ class Worker:
 
     def park(self, message: Message, delay: float) -> None:
         self._lineup.park(message)
-        self._parked[message] = self.settings.clock.call_later(delay, lambda: self._unpark(message))
+        clock = self.settings.clock
+        self._parked[message] = clock.call_later(delay, lambda: self._unpark(message)), clock.time() + delay
 
     def _unpark(self, message: Message) -> None:
         del self._parked[message]
@@ -309,6 +333,30 @@ class Worker:
             timer.cancel()
         _set(pause)
 
+    async def _keep_leases(self) -> None:
+        """Have nobody else given what waits or is handled here, however long that takes."""
+        lease = self.settings.capabilities.lease
+        while lease is not None:
+            await asyncio.sleep(lease / 3)
+            kept = [message._delivery or message for message in (*self._lineup, *self._parked, *self._handled())]
+            try:
+                if kept:
+                    await self.subscription.extend(kept)
+            except Exception as error:
+                text = "%s could not extend the lease on %d message(s), others may be given them: %s"
+                self.settings.logger.warning(text, self.settings.name, len(kept), error)
+
+    async def _give_back_parked(self) -> None:
+        """Keep the wait of what is parked over a stop, where the source can; the rest it gives out again by itself."""
+        now = self.settings.clock.time()
+        for message, (timer, due) in self._parked.items():
+            timer.cancel()
+            if self.settings.capabilities.delayed_nack and not self.settings.ordered:
+                try:
+                    await self.subscription.nack([message._delivery or message], max(0.0, due - now))
+                except Exception as error:
+                    self.settings.logger.warning("%s could not give back %s: %s", self.settings.name, message.id, error)
+
     def look_again(self) -> None:
         self._tell_who_waits()
         self._more_is_ready()
@@ -327,6 +375,8 @@ class Worker:
         """Partitions that leave are finished and acknowledged before this returns, unless they are lost already."""
         if isinstance(change, Assigned):
             return
+        if isinstance(change, Lost) and self._watermark is not None:
+            self._watermark.drop(change.partitions)
         self._drop(change.partitions)
         if not isinstance(change, Lost):
             while self._handles_any_of(change.partitions):
@@ -335,6 +385,8 @@ class Worker:
             self._revoking = None
             self._drop(change.partitions)  # what failed meanwhile waits for an attempt that others will make
             await self.acknowledge(())
+            if self._watermark is not None:
+                self._watermark.drop(change.partitions)
         self._make_room()
 
     def _drop(self, partitions: Partitions) -> None:
@@ -343,15 +395,17 @@ class Worker:
             self._paused.pop(partition, None)
         self._held -= len(self._lineup.drop(partitions))
         for message in [message for message in self._parked if _partition(message) in partitions]:
-            self._parked.pop(message).cancel()
-            self.forget(message)
+            self._parked.pop(message)[0].cancel()
+            self._held -= 1
+            self._lineup.settled(message)
 
     def _handles_any_of(self, partitions: Partitions) -> bool:
+        return any(_partition(message) in partitions for message in self._handled())
+
+    def _handled(self) -> Iterator[Message]:
+        """What is being handled."""
         for work in self._running:
-            messages = (work,) if isinstance(work, Message) else work or ()
-            if any(_partition(message) in partitions for message in messages):
-                return True
-        return False
+            yield from (work,) if isinstance(work, Message) else work or ()
 
 
 def _set(future: asyncio.Future[None]) -> None:

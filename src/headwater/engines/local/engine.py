@@ -34,7 +34,7 @@ from ...log.members import Member
 from ...log.roster import LEASE
 from ...log.store import SEGMENT_BYTES, Store, TopicWanted
 from ...message import Outgoing, Receipt
-from ...topics import is_pattern, match
+from ...topics import REPLIES, is_pattern, match
 from .administration import LocalAdmin
 from .catalogue import StoreCatalogue, this_boot
 from .consuming import GroupSubscription
@@ -87,6 +87,7 @@ class LocalEngine:
     """
 
     name = "local"
+    available = True  # as long as its process is
 
     def __init__(
         self,
@@ -140,6 +141,9 @@ class LocalEngine:
     def capabilities(self, source: Source) -> Capabilities:
         """The same for every source with a group; without one nothing is kept."""
         return _WITH_GROUP if source.group is not None else _WITHOUT_GROUP
+
+    def reply_topic(self, mark: str) -> str:
+        return REPLIES
 
     def check_topic(self, name: str) -> None:
         """Up to 255 bytes of text that prints, without braces and without blanks around it."""

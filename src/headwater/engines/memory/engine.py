@@ -16,7 +16,7 @@ from ...engine import Ack, Assigned, Capabilities, DeclareMode, OnChange, Revoke
 from ...errors import OffsetOutOfRangeError, TopicNameError, TopicNotFoundError
 from ...log.assignment import Wanted, balanced
 from ...message import Outgoing, Receipt
-from ...topics import is_pattern
+from ...topics import REPLIES, is_pattern
 from .administration import MemoryAdmin
 from .store import Cursor, Group, MemoryStore, Place
 from .subscription import MemorySubscription
@@ -44,6 +44,7 @@ class MemoryEngine:
     """Everything an engine can do, without a server and without a disk."""
 
     name = "memory"
+    available = True  # as long as its process is
 
     def __init__(
         self,
@@ -60,6 +61,9 @@ class MemoryEngine:
 
     def capabilities(self, source: Source) -> Capabilities:
         return CAPABILITIES if self._replaced is None else self._replaced(source)
+
+    def reply_topic(self, mark: str) -> str:
+        return REPLIES
 
     def check_topic(self, name: str) -> None:
         if not name or "{" in name or name != name.strip():
