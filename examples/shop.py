@@ -1,4 +1,4 @@
-"""A shop on whichever engine SHOP_BROKER names: orders are priced, invoiced, retried and given up; nothing else changes.
+"""A shop on whichever engine SHOP_BROKER names: orders are priced, invoiced, retried, given up; nothing else changes.
 
 SHOP_BROKER=kafka://localhost:9092 python shop.py
 """
