@@ -54,8 +54,8 @@ def find(*programs: str) -> str:
 def free_ports(count: int) -> list[int]:
     """Ports nobody listens on, below those the kernel gives to outgoing connections.
 
-    One of those could go to any client while a server restarts, and a client that keeps connecting to a closed one is in
-    the end connected to itself.
+    One of those could go to any client while a server restarts, and a client that keeps connecting to a closed one is
+    in the end connected to itself.
     """
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     with ExitStack() as held:
@@ -103,7 +103,7 @@ class Process:
     def __init__(self, command: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None) -> None:
         self.command = list(command)
         self.log = log
-        self._environment = environment
+        self.environment = environment
         self._popen: subprocess.Popen[bytes] | None = None
         self._log_start = 0
 
@@ -119,7 +119,7 @@ class Process:
     def start(self) -> None:
         with self.log.open("ab") as output:
             self._log_start = output.tell()
-            self._popen = _spawn(self.command, output, self._environment)
+            self._popen = _spawn(self.command, output, self.environment)
         _WATCHER.tell(f"+{self.pid}")
 
     def stop(self, timeout: float) -> None:
@@ -237,6 +237,14 @@ class Server(ABC):
         await asyncio.to_thread(self.down, kill=kill)
         await asyncio.to_thread(self.up)
 
+    async def save(self) -> None:
+        """Have it write what it has accepted to its disk: call this before a `kill` that must lose nothing.
+
+        Most servers do so before they answer. Mosquitto keeps everything in memory, and RabbitMQ for some seconds the
+        names of its queues.
+        """
+        await asyncio.to_thread(self.write_down)
+
     def pause(self) -> None:
         """Make it hang: connections stay, and the kernel accepts new ones, but nothing answers."""
         self.process.pause()
@@ -263,6 +271,10 @@ class Server(ABC):
                 self._process.kill()
             else:
                 self._process.stop(self.STOP_TIMEOUT)
+
+    def write_down(self) -> None:
+        """As `save`, and blocks."""
+        return  # most servers have nothing to do
 
     def close(self) -> None:
         """End it and remove its data."""

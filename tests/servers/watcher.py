@@ -1,4 +1,4 @@
-"""Outlives a test process by a moment: kills what it started, once it is gone. Run by `process`, imports nothing of ours.
+"""Outlives a test process by a moment, and kills what it started. Run by `process`; imports nothing of ours.
 
 It reads `+PID` and `-PID` from its standard input, one a line. That input ends with the test process, however that
 died; what is left then is killed with its process group. The kernel's own signal for a parent's death is no answer: it
