@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .process import HOST, MissingServerError, Process, Server, ask, find
+from .process import HOST, MissingServerError, Process, Server, StartError, ask, find
 
 VERSION = "4.3.1"
 LIB = Path(os.environ.get("HEADWATER_CACHE", "~/.cache/headwater")).expanduser() / f"kafka-{VERSION}" / "lib"
@@ -67,6 +67,7 @@ class KafkaServer(Server):
             raise MissingServerError(f"Apache Kafka {VERSION}")
         super().__init__(**options)
         self.user, self.password, self._advertise = user, password, advertise
+        self._cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
 
     @property
     def url(self) -> str:
@@ -80,9 +81,11 @@ class KafkaServer(Server):
     def configure(self) -> Process:
         path = self.folder / "server.properties"
         path.write_text("\n".join([SETTINGS, *self._listeners(), f"log.dirs={self.folder}/data", *self.extra]) + "\n")
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
-        command = self._command("kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(path))
-        subprocess.run([*command, "--ignore-formatted"], check=True, capture_output=True, timeout=60)
+        command = self._command("kafka.tools.StorageTool", "format", f"--cluster-id={self._cluster}", "-c", str(path))
+        done = subprocess.run([*command, "--ignore-formatted"], capture_output=True, text=True, timeout=60)
+        if done.returncode:
+            said = "\n".join([*done.stdout.splitlines()[-10:], done.stderr])
+            raise StartError(f"Kafka's folder could not be made (Java has to be 17 or newer):\n{said}")
         return Process(self._command("kafka.Kafka", str(path)), log=self.folder / "log")
 
     def answers(self) -> bool:

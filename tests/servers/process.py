@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any, ClassVar, Self
+from typing import IO, ClassVar, Self
 
 HOST = "127.0.0.1"
 LOOK_AGAIN = 0.01  # seconds between two looks at a server that is starting
@@ -260,6 +261,7 @@ class Server(ABC):
                 except PortTakenError:
                     if self._was_ready:  # others were told these ports
                         raise
+                    self.down(kill=True)
                     self.ports, self._process = free_ports(self.PORTS), None
             return self._up()
 
@@ -310,22 +312,22 @@ class Server(ABC):
         raise StartError(f"{process.command[0]} was not ready in {self.START_TIMEOUT} s:\n{said}")
 
     def __enter__(self) -> Self:
-        self._enter(self.up)
+        self._enter()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(self._enter, self.up)
+        await asyncio.to_thread(self._enter)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self.close)
 
-    def _enter(self, up: Any) -> None:
+    def _enter(self) -> None:
         try:
-            up()
+            self.up()
         except BaseException:
             self.close()
             raise
@@ -342,9 +344,7 @@ def ask(port: int, question: bytes = b"", *, tls: bool = False) -> bytes:
             return secure.recv(4096)
 
 
-def _trusting() -> Any:
-    import ssl  # few servers are asked this way
-
+def _trusting() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
