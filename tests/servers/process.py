@@ -285,6 +285,7 @@ class Server(ABC):
             self._remove()
 
     def _up(self) -> None:
+        _WATCHER.tell(f"={self.folder}")
         if self._process is None:
             self._process = self.configure()
         if self._process.running:
