@@ -29,6 +29,7 @@ from .needs import FIXTURES, able, needs, needs_of
 from .places import Places
 from .publishing import Publishing
 from .receiving import Receiving
+from .refusals import Refusals
 from .requests import Requests
 from .sharing import Sharing
 from .tools import MakeBroker, Restart
@@ -36,7 +37,7 @@ from .tools import MakeBroker, Restart
 __all__ = ["EngineContract", "MakeBroker", "Restart", "needs"]
 
 
-class EngineContract(Basics, Publishing, Receiving, Sharing, Places, Keeping, Apps, Requests, Administration):
+class EngineContract(Basics, Publishing, Receiving, Sharing, Places, Keeping, Apps, Refusals, Requests, Administration):
     """Subclass it, name the subclass `Test…`, and give `make_broker`. Its tests run through anyio's pytest plugin."""
 
     pytestmark = pytest.mark.anyio

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from itertools import pairwise
+
+import pytest
 
 from ...app import App
 from ...broker import Broker
-from ...message import Message, Outgoing
+from ...errors import HeadwaterError
+from ...message import Message, Outgoing, Receipt
 from ...retry import Retry
 from .needs import needs
 from .tools import MakeBroker, nothing_more, reading, settled, taken
@@ -99,6 +104,98 @@ class Apps:
         async with app:
             await settled(lambda: len(got) == 6)
         assert got == list(range(6))
+
+    @needs("groups", "settles")
+    async def test_a_failing_message_is_called_no_more_often_than_it_is_tried(
+        self, broker: Broker, make_broker: MakeBroker, topic: str, group: str
+    ) -> None:
+        app, calls, others = App(group, make_broker(), topics=[f"{topic}.dead"]), list[float](), list[int]()
+
+        @app.subscriber(topic, concurrency=2, retry=Retry(attempts=4, backoff=(0.2, 0.2), jitter=False))
+        async def handle(n: int) -> None:
+            if n:
+                others.append(n)
+                return
+            calls.append(time.monotonic())
+            raise ValueError("never")
+
+        async with app, reading(broker, f"{topic}.dead", f"{group}-dead") as dead:
+            await broker.publish_many([Outgoing(n, topic) for n in range(30)])
+            await settled(lambda: len(others) == 29)
+            assert len(calls) < 4
+            await taken(dead, 1)
+            assert await nothing_more(dead)
+        assert len(calls) == 4
+        assert all(later - earlier >= 0.19 for earlier, later in pairwise(calls))
+
+    @needs("groups", "settles")
+    async def test_a_stop_under_load_loses_and_doubles_nothing(
+        self, broker: Broker, make_broker: MakeBroker, topic: str, group: str
+    ) -> None:
+        app, done = App(group, make_broker()), list[int]()
+
+        @app.subscriber(topic, concurrency=16)
+        async def handle(n: int) -> None:
+            await asyncio.sleep(0.001)
+            done.append(n)
+
+        async with app:
+            await broker.publish_many([Outgoing(n, topic, key=str(n)) for n in range(600)])
+            await settled(lambda: len(done) >= 100)
+        assert len(done) < 600
+        async with app:
+            await settled(lambda: len(done) >= 600)
+        assert sorted(done) == list(range(600))
+
+    @needs("groups", "settles")
+    async def test_a_message_whose_result_cannot_be_published_comes_again(
+        self, broker: Broker, make_broker: MakeBroker, monkeypatch: pytest.MonkeyPatch, topic: str, group: str
+    ) -> None:
+        results = f"{topic}-results"
+        app, calls = App(group, make_broker(), topics=[results]), list[int]()
+
+        @app.subscriber(topic, retry=Retry(attempts=100, backoff=(0.2, 0.2)))
+        @app.publisher(results)
+        async def handle(n: int) -> int:
+            calls.append(n)
+            return n
+
+        def refuse(messages: Sequence[Outgoing]) -> Sequence[Receipt]:
+            raise HeadwaterError("this test refuses it")
+
+        async with app:
+            with monkeypatch.context() as patch:
+                patch.setattr(app.broker.engine, "send", refuse)
+                await broker.publish(1, topic)
+                await settled(lambda: calls)
+                await app.drain()
+        async with reading(broker, results, f"{group}-out") as out, app:
+            assert [message.value for message in await taken(out, 1)] == [1]
+        assert set(calls) == {1}
+
+    @needs("groups")
+    async def test_handlers_share_messages_by_filter_and_another_group_gets_them_all(
+        self, broker: Broker, make_broker: MakeBroker, topic: str, group: str
+    ) -> None:
+        app, odd, rest, every = App(group, make_broker()), list[int](), list[int](), list[int]()
+
+        @app.subscriber(topic, filter=lambda message: message.value % 2 == 1, dead_letter=False)
+        async def take_odd(n: int) -> None:
+            odd.append(n)
+
+        @app.subscriber(topic, dead_letter=False)
+        async def take_rest(n: int) -> None:
+            rest.append(n)
+
+        @app.subscriber(topic, group=f"{group}-2", dead_letter=False)
+        async def take_all(n: int) -> None:
+            every.append(n)
+
+        async with app:
+            await broker.publish_many([Outgoing(n, topic) for n in range(20)])
+            await settled(lambda: len(odd) + len(rest) == 20 and len(every) == 20)
+        assert (sorted(odd), sorted(rest)) == (list(range(1, 20, 2)), list(range(0, 20, 2)))
+        assert sorted(every) == list(range(20))
 
     @needs("groups", "atomic_commit")
     async def test_exactly_once_publishes_each_result_once(

@@ -11,7 +11,7 @@ from ...broker import Broker
 from ...errors import OffsetOutOfRangeError, TopicNotFoundError
 from ...message import Outgoing, Position
 from .needs import needs
-from .tools import QUIET, nothing_more, reading, taken
+from .tools import QUIET, MakeBroker, Restart, nothing_more, published_around, reading, taken
 
 
 class Places:
@@ -58,6 +58,25 @@ class Places:
             stream = broker.stream(topic, start=start, partitions=[0], wait=QUIET)  # type: ignore[arg-type]  # mixed
             async with stream:
                 assert [message.value async for message in stream] == list(range(expected, 6))
+
+    @needs("replay")
+    async def test_a_reader_can_start_at_the_earliest_or_at_a_moment(self, broker: Broker, topic: str) -> None:
+        moment = await published_around(broker, topic)
+        for start, expected in (("earliest", 0), (moment, 3)):
+            async with broker.stream(topic, start=start, wait=QUIET) as stream:  # type: ignore[arg-type]  # mixed
+                assert [message.value async for message in stream] == list(range(expected, 6))
+
+    @needs("replay", "durable", "restart")
+    async def test_a_reader_goes_on_where_it_was_after_a_restart(
+        self, broker: Broker, make_broker: MakeBroker, restart: Restart, topic: str
+    ) -> None:
+        async with broker.stream(topic, start="earliest") as stream, asyncio.timeout(60):
+            await broker.publish_many([Outgoing(n, topic, key="k") for n in range(5)])
+            assert [(await anext(stream)).value for _ in range(5)] == [0, 1, 2, 3, 4]
+            await restart()
+            async with make_broker() as other:
+                await other.publish_many([Outgoing(n, topic, key="k") for n in range(5, 10)])
+            assert [(await anext(stream)).value for _ in range(5)] == [5, 6, 7, 8, 9]
 
     @needs("replay", "partitions")
     async def test_a_reader_can_seek(self, broker: Broker, topic: str) -> None:

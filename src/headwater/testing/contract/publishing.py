@@ -6,14 +6,18 @@ import asyncio
 import os
 from collections import defaultdict
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
 import pytest
 
 from ...broker import Broker
-from ...errors import HeadwaterError, NotSupportedError
+from ...errors import HeadwaterError, MessageTooLargeError, NotSupportedError, PublishError
 from ...message import Headers, Outgoing
 from .needs import needs
 from .tools import nothing_more, reading, taken
+
+MEBIBYTE: Final = 1 << 20
+OVERHEAD: Final = 4096  # bytes that headers and the protocol may add to a body
 
 
 class Publishing:
@@ -92,6 +96,30 @@ class Publishing:
             numbers = [message.value for message in await taken(place, 2000)]
             assert await nothing_more(place)
         assert sorted(numbers) == list(range(2000))
+
+    async def test_large_messages_arrive(self, broker: Broker, limit: int | None, topic: str, group: str) -> None:
+        size = min(limit or MEBIBYTE, MEBIBYTE) - OVERHEAD
+        bodies = [os.urandom(size) for _ in range(4)]
+        async with reading(broker, topic, group) as place:
+            await broker.publish_many([Outgoing(body, topic, headers={"a": "1"}) for body in bodies])
+            found = await taken(place, len(bodies))
+        assert sorted(message.body for message in found) == sorted(bodies)
+
+    @needs("limit")
+    async def test_a_message_past_the_limit_is_refused_and_the_connection_goes_on(
+        self, broker: Broker, limit: int, topic: str, group: str
+    ) -> None:
+        large = os.urandom(limit + 1)
+        async with reading(broker, topic, group) as place:
+            with pytest.raises(MessageTooLargeError):
+                await broker.publish(large, topic)
+            with pytest.raises(PublishError) as refused:
+                await broker.publish_many([Outgoing(body, topic) for body in (b"before", large, b"after")])
+            assert isinstance(refused.value.errors[1], MessageTooLargeError)
+            accepted = sum(receipt is not None for receipt in refused.value.receipts)
+            await broker.publish(b"small", topic)
+            assert b"small" in {message.body for message in await taken(place, accepted + 1)}
+            assert await nothing_more(place)
 
     @needs("delayed_send")
     async def test_a_delayed_message_comes_after_its_delay(self, broker: Broker, topic: str, group: str) -> None:

@@ -106,6 +106,21 @@ class Sharing:
             one.wake()
             await asyncio.gather(receiving, return_exceptions=True)
 
+    @needs("groups", "settles", "partitions")
+    async def test_a_partition_that_comes_back_is_not_paused_any_more(
+        self, broker: Broker, make_broker: MakeBroker, topic: str, group: str
+    ) -> None:
+        mine, theirs = list[Change](), list[Change]()
+        async with reading(broker, topic, group, changes=mine) as place:
+            await settled(lambda: held(mine))
+            place.pause(held(mine))
+            async with make_broker() as other, reading(other, topic, group, changes=theirs):
+                await settled(lambda: held(theirs))
+                moved = held(theirs)
+            await settled(lambda: moved <= held(mine))
+            await broker.publish("it is back", topic, partition=min(moved)[1])
+            assert [message.value for message in await taken(place, 1)] == ["it is back"]
+
     @needs("groups", "settles", "exclusive")
     async def test_an_exclusive_group_has_one_active_member(
         self, broker: Broker, make_broker: MakeBroker, topic: str, group: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from ...broker import Broker
@@ -44,6 +45,17 @@ async def taken(place: Subscription, count: int, within: float = 20.0) -> list[M
         while len(found) < count:
             found += await place.receive(count - len(found), 0.1)
     return found
+
+
+async def published_around(broker: Broker, topic: str) -> datetime:
+    """A moment between the numbers 0 to 2, in order on the topic, and 3 to 5."""
+    for n in range(6):
+        await broker.publish(n, topic, key="k")
+        if n == 2:
+            await asyncio.sleep(0.05)
+            moment = datetime.now(UTC)
+            await asyncio.sleep(0.05)
+    return moment
 
 
 async def nothing_more(place: Subscription) -> bool:
