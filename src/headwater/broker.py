@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict
 
+from . import forks
 from .codecs import Codec, decoder_for, encode
 from .engine import Change, DeclareMode, Engine, Source, Start, Topic
 from .engines import engine_for, redacted
@@ -29,6 +32,7 @@ from .stream import Stream, Until
 
 if TYPE_CHECKING:
     from .admin import Admin
+    from .sync import SyncBroker
 
 _log = logging.getLogger("headwater")
 
@@ -73,21 +77,26 @@ class Broker:
         self.publisher = self.router.publisher
         self.include_router = self.router.include_router
         self._middleware = tuple(publish_middleware)
-        self._engine: Engine | None = None if url is None else self._open(url)
+        self._engine: Engine | None = None
+        self._make_engine: Callable[[], Engine] | None = None
         self._outbox: Outbox | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """The loop it is connected in; None while it is not connected."""
         self._requester: Requester | None = None
         self._streams: set[Stream] = set()
         self._sending: PublishNext = self._chain()
+        if url is not None:
+            self.use(functools.partial(engine_for, url), url)
 
-    def _open(self, url: str) -> Engine:
-        """The engine of a URL; the broker of one engine adds its own options."""
-        return engine_for(url)
+    def use(self, make_engine: Callable[[], Engine], url: str) -> None:
+        """Be a broker on the engine this makes; once more in a forked child, which must not use its parent's."""
+        self._make_engine, self._engine, self.url = make_engine, make_engine(), url
 
     def bind(self, url: str) -> None:
         """Choose the engine. Raises ConfigurationError once it is connected."""
         if self.connected:
             raise ConfigurationError(f"{self} is connected: close it before it is bound to {redacted(url)}")
-        self._engine, self.url = engine_for(url), url
+        self.use(functools.partial(engine_for, url), url)
 
     def replace_engine(self, engine: Engine | None, url: str | None = None) -> None:
         """Use this engine instead, as a test does."""
@@ -112,9 +121,15 @@ class Broker:
     # --- lifecycle ------------------------------------------------------------------------------------
 
     async def connect(self) -> None:
-        """Reach the server. Idempotent. Raises ConnectError after `connect_timeout` seconds."""
-        if self.connected:
+        """Reach the server. Idempotent. Raises ConnectError after `connect_timeout` seconds.
+
+        Connected in another loop, which is that of its blocking face, it is closed there first: from then on both use
+        this one.
+        """
+        if self.loop is asyncio.get_running_loop():
             return
+        if self.loop is not None:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.close(), self.loop))
         try:
             async with asyncio.timeout(self.connect_timeout):
                 await self.engine.connect()
@@ -122,6 +137,17 @@ class Broker:
             raise ConnectError(str(self), f"no answer within {self.connect_timeout:g} s") from error
         self._outbox = Outbox(self.engine)
         self._requester = Requester(self.engine, self._publish_within)
+        self.loop = asyncio.get_running_loop()
+        forks.watch(self)
+
+    def start_afresh(self) -> None:
+        """Forget a connection that is a parent's."""
+        if self.connected:
+            forks.leave_alone((self._engine, self._outbox, self._requester, *self._streams))
+            self._outbox = self._requester = self.loop = None
+            self._streams = set()
+            if self._make_engine is not None:
+                self._engine = self._make_engine()
 
     async def flush(self, timeout: float = 10.0) -> bool:
         """Wait until all that was published is confirmed; False if `timeout` seconds were not enough."""
@@ -140,6 +166,7 @@ class Broker:
             await outbox.close()
         if self._engine is not None:
             await self._engine.close()
+        self.loop = None
 
     async def ping(self) -> None:
         """Raise if the engine could not take a message now."""
@@ -268,6 +295,19 @@ class Broker:
             call = _publish_layer(middleware, call)
         return call
 
+    def put(
+        self, outgoing: Outgoing, timeout: float, context: contextvars.Context | None = None
+    ) -> asyncio.Future[Receipt]:
+        """The confirmation of a message that is on its way, without a task where nothing is around a publish."""
+        if self._outbox is not None and context is None and not self._outbox.full:
+            return self._outbox.put(outgoing, timeout)
+        return asyncio.get_running_loop().create_task(self._publish_within(outgoing, timeout), context=context)
+
+    @property
+    def has_middleware(self) -> bool:
+        """Whether something is around each publish."""
+        return bool(self._middleware)
+
     async def _put(self, outgoing: Outgoing, timeout: float = 10.0) -> Receipt:
         if self._outbox is None:
             raise NotConnectedError(str(self))
@@ -381,6 +421,13 @@ class Broker:
         for topic in topics:
             self.engine.check_topic(topic.name)
         await self._connected_engine().declare(topics, mode)
+
+    @functools.cached_property
+    def sync(self) -> SyncBroker:
+        """This broker for synchronous code, such as `def` handlers: the same methods, blocking."""
+        from .sync import SyncBroker  # starts nothing before it is used
+
+        return SyncBroker(self)
 
     @property
     def admin(self) -> Admin:

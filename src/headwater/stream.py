@@ -91,14 +91,15 @@ class Stream:
         return self._batches(size)
 
     async def _batches(self, size: int) -> AsyncIterator[Sequence[Message]]:
-        while (first := await self._next()) is not None:
-            batch = [first]
-            while len(batch) < size and self._ahead:
-                following = await self._next()
-                if following is None:
-                    break
-                batch.append(following)
+        while batch := await self.some(size):
             yield batch
+
+    async def some(self, size: int) -> list[Message]:
+        """The next messages, 1 to `size` of them, as they come; none at the end."""
+        batch: list[Message] = []
+        while (not batch or self._ahead) and len(batch) < size and (message := await self._next()) is not None:
+            batch.append(message)
+        return batch
 
     def __aiter__(self) -> Self:
         return self
