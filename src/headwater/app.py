@@ -31,6 +31,7 @@ from .topics import is_pattern
 
 if TYPE_CHECKING:
     from .admin import Admin
+    from .sync import SyncBroker
 
 BrokerLike = str | Broker
 BrokerFactory = Callable[[], BrokerLike | Awaitable[BrokerLike]]
@@ -205,6 +206,11 @@ class App:
     def admin(self) -> Admin:
         """The administration of the first broker."""
         return self.broker.admin
+
+    @property
+    def sync(self) -> SyncBroker:
+        """The first broker for synchronous code, such as `def` handlers."""
+        return self.broker.sync
 
     # --- starting and stopping ------------------------------------------------------------------------
 
