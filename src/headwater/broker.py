@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("headwater")
 
+_Connection = tuple[Outbox | None, Requester | None]
 PublishNext = Callable[[Outgoing], Awaitable[Receipt]]
 PublishMiddleware = Callable[[Outgoing, PublishNext], Awaitable[Receipt]]
 
@@ -78,15 +79,20 @@ class Broker:
         self.include_router = self.router.include_router
         self._middleware = tuple(publish_middleware)
         self._engine: Engine | None = None
-        self._make_engine: Callable[[], Engine] | None = None
+        self._make_engine: Callable[[], Engine] | None = None  # None: somebody else's engine is used
         self._outbox: Outbox | None = None
-        self.loop: asyncio.AbstractEventLoop | None = None
-        """The loop it is connected in; None while it is not connected."""
         self._requester: Requester | None = None
         self._streams: set[Stream] = set()
+        self._reaching: asyncio.Task[None] | None = None
+        self._on_move: list[Callable[[], object]] = []
+        self._home = threading.Lock()
+        self._face: SyncBroker | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """The loop it is connected in, or is being connected in; None while nobody uses it."""
         self._sending: PublishNext = self._chain()
         if url is not None:
             self.use(functools.partial(engine_for, url), url)
+        forks.watch(self)
 
     def use(self, make_engine: Callable[[], Engine], url: str) -> None:
         """Be a broker on the engine this makes; once more in a forked child, which must not use its parent's."""
@@ -123,31 +129,101 @@ class Broker:
     async def connect(self) -> None:
         """Reach the server. Idempotent. Raises ConnectError after `connect_timeout` seconds.
 
-        Connected in another loop, which is that of its blocking face, it is closed there first: from then on both use
-        this one.
+        It serves one loop at a time. From another loop, such as that of its blocking face, it moves to this one: what
+        was published there is confirmed first.
         """
-        if self.loop is asyncio.get_running_loop():
+        here = asyncio.get_running_loop()
+        await self._move_to(here)
+        while self._reaching is not None:
+            await asyncio.wait([self._reaching])
+            await self._move_to(here)
+        if self.connected:
             return
-        if self.loop is not None:
-            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.close(), self.loop))
+        self._reaching = here.create_task(self._reach())
+        try:
+            await self._reaching
+        except asyncio.CancelledError:
+            if not _is_cancelled():
+                raise self._was_moved() from None
+            raise
+        finally:
+            self._reaching = None
+            if self._outbox is None and self.loop is here:
+                self._move(None)
+
+    async def _reach(self) -> None:
         try:
             async with asyncio.timeout(self.connect_timeout):
                 await self.engine.connect()
         except TimeoutError as error:
             raise ConnectError(str(self), f"no answer within {self.connect_timeout:g} s") from error
-        self._outbox = Outbox(self.engine)
-        self._requester = Requester(self.engine, self._publish_within)
-        self.loop = asyncio.get_running_loop()
-        forks.watch(self)
+        with self._home:
+            if self.loop is not asyncio.get_running_loop():
+                raise self._was_moved()
+            self._outbox = Outbox(self.engine)
+            self._requester = Requester(self.engine, self.deliver)
+        self._tell_of_move()
+
+    def _was_moved(self) -> ConnectError:
+        return ConnectError(str(self), "it was closed, or moved to another loop, meanwhile")
+
+    def claim(self) -> bool:
+        """Be this loop's unless it is another's; whether it is this loop's now."""
+        here = asyncio.get_running_loop()
+        with self._home:
+            if self.loop is not None and self.loop.is_closed():
+                self._detach()
+                self._renew_engine()
+                self.loop = None
+            self.loop = self.loop or here
+            return self.loop is here
+
+    async def _move_to(self, here: asyncio.AbstractEventLoop) -> None:
+        with self._home:
+            before, self.loop = self.loop, here
+            if before is None or before is here:
+                return
+            connection = self._detach()
+        await self._leave_from(before, connection)
+
+    async def _leave_from(self, loop: asyncio.AbstractEventLoop | None, connection: _Connection) -> None:
+        if loop is None or loop is asyncio.get_running_loop():
+            await self._leave(connection)
+        elif loop.is_running():
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._leave(connection), loop))
+        else:
+            self._renew_engine()  # that loop is gone, with all that the engine had there
+
+    def _detach(self) -> _Connection:
+        connection = self._outbox, self._requester
+        self._outbox = self._requester = None
+        return connection
+
+    def _move(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        self.loop = loop
+        self._tell_of_move()
+
+    def call_on_move(self, call: Callable[[], object]) -> None:
+        """Call this once, in some thread, when the broker is connected or closed the next time."""
+        self._on_move.append(call)
+
+    def _tell_of_move(self) -> None:
+        calls, self._on_move = self._on_move, []
+        for call in calls:
+            call()
 
     def start_afresh(self) -> None:
         """Forget a connection that is a parent's."""
-        if self.connected:
-            forks.leave_alone((self._engine, self._outbox, self._requester, *self._streams))
-            self._outbox = self._requester = self.loop = None
-            self._streams = set()
-            if self._make_engine is not None:
-                self._engine = self._make_engine()
+        self._home = threading.Lock()
+        self._on_move = []
+        if self.loop is not None:
+            forks.leave_alone((self._engine, self._detach(), self._reaching, *self._streams))
+            self._streams, self._reaching, self.loop = set(), None, None
+            self._renew_engine()
+
+    def _renew_engine(self) -> None:
+        if self._make_engine is not None:
+            self._engine = self._make_engine()
 
     async def flush(self, timeout: float = 10.0) -> bool:
         """Wait until all that was published is confirmed; False if `timeout` seconds were not enough."""
@@ -155,18 +231,27 @@ class Broker:
 
     async def close(self) -> None:
         """Confirm what was published, close streams, leave the server. Idempotent."""
+        if self.loop is asyncio.get_running_loop():
+            await self.flush()
+        with self._home:
+            loop, connection = self.loop, self._detach()
+        await self._leave_from(loop, connection)
+        self._move(None)
+
+    async def _leave(self, connection: _Connection) -> None:
+        outbox, requester = connection
+        if self._reaching is not None:
+            self._reaching.cancel()
+            await asyncio.wait([self._reaching])
         for stream in list(self._streams):
             await stream.close()
-        await self.flush()
-        requester, self._requester = self._requester, None
-        outbox, self._outbox = self._outbox, None
         if requester is not None:
             await requester.close()
         if outbox is not None:
+            await outbox.drain()
             await outbox.close()
         if self._engine is not None:
             await self._engine.close()
-        self.loop = None
 
     async def ping(self) -> None:
         """Raise if the engine could not take a message now."""
@@ -230,7 +315,7 @@ class Broker:
             return await outbox.publish_alone(outgoing, timeout)
         if outbox.full:
             await outbox.room(timeout, topic)
-        return await outbox.put(outgoing, timeout)
+        return await outbox.publish(outgoing, timeout)
 
     async def publish_many(self, messages: Sequence[Outgoing], *, timeout: float = 10.0) -> Sequence[Receipt]:
         """Publish several at once, in one round trip where the engine can.
@@ -295,13 +380,10 @@ class Broker:
             call = _publish_layer(middleware, call)
         return call
 
-    def put(
-        self, outgoing: Outgoing, timeout: float, context: contextvars.Context | None = None
-    ) -> asyncio.Future[Receipt]:
-        """The confirmation of a message that is on its way, without a task where nothing is around a publish."""
-        if self._outbox is not None and context is None and not self._outbox.full:
-            return self._outbox.put(outgoing, timeout)
-        return asyncio.get_running_loop().create_task(self._publish_within(outgoing, timeout), context=context)
+    @property
+    def outbox(self) -> Outbox | None:
+        """Where messages leave, past the publish middleware; None while it is not connected."""
+        return self._outbox
 
     @property
     def has_middleware(self) -> bool:
@@ -314,20 +396,21 @@ class Broker:
         encode(outgoing, self.codec)
         if self._outbox.full:
             await self._outbox.room(timeout, outgoing.topic)
-        return await self._outbox.put(outgoing, timeout)
+        return await self._outbox.publish(outgoing, timeout)
 
-    async def _publish_within(self, outgoing: Outgoing, timeout: float) -> Receipt:
+    async def deliver(self, outgoing: Outgoing, timeout: float) -> Receipt:
+        """Publish a message, through the publish middleware."""
         return await self._chain(lambda ready: self._put(ready, timeout))(outgoing)
 
     async def _publish_specially(self, outgoing: Outgoing, timeout: float, confirm: bool) -> Receipt:
         if confirm:
-            return await self._publish_within(outgoing, timeout)
+            return await self.deliver(outgoing, timeout)
         for ready in await self.prepare([outgoing]):
             if self._outbox is None:
                 raise NotConnectedError(str(self))
             if self._outbox.full:
                 await self._outbox.room(timeout, ready.topic)
-            self._outbox.put(ready, timeout).add_done_callback(_ignore_result)
+            self._outbox.publish(ready, timeout).add_done_callback(_ignore_result)
         return Receipt(outgoing.topic, time=self.engine.clock.time())
 
     async def request(
@@ -422,12 +505,15 @@ class Broker:
             self.engine.check_topic(topic.name)
         await self._connected_engine().declare(topics, mode)
 
-    @functools.cached_property
+    @property
     def sync(self) -> SyncBroker:
         """This broker for synchronous code, such as `def` handlers: the same methods, blocking."""
-        from .sync import SyncBroker  # starts nothing before it is used
+        with self._home:  # threads may ask at once
+            if self._face is None:
+                from .sync import SyncBroker  # starts nothing before it is used
 
-        return SyncBroker(self)
+                self._face = SyncBroker(self)
+            return self._face
 
     @property
     def admin(self) -> Admin:
@@ -445,6 +531,12 @@ class Broker:
 
 def _publish_layer(middleware: PublishMiddleware, call: PublishNext) -> PublishNext:
     return lambda outgoing: middleware(outgoing, call)
+
+
+def _is_cancelled() -> bool:
+    """Whether who runs this is, and not just what it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _ignore_result(future: asyncio.Future[Receipt]) -> None:

@@ -11,7 +11,7 @@ HeadwaterError
 │   └── AuthenticationError       it refuses who asks: waiting does not help
 ├── PublishError                  some of a batch were refused        .receipts .errors
 ├── TooManyInFlightError          no room for another message         .topic .limit
-├── SyncInAsyncError              blocking in an event loop           .method
+├── SyncInAsyncError              blocking in an event loop           .method .instead
 ├── DeliveryUnknownError          no answer in time; it may arrive    .topic            (also TimeoutError)
 ├── RequestTimeoutError           nobody answered a request           .topic .timeout   (also TimeoutError)
 ├── RemoteError                   the handler of a request failed     .type .reason
@@ -86,10 +86,12 @@ class TopicNameError(ConfigurationError):
 class NotConnectedError(HeadwaterError):
     """The broker is not connected: not yet, or not any more."""
 
-    def __init__(self, broker: str) -> None:
-        super().__init__(
-            f"{broker} is not connected: publish in an after_startup hook or a handler, or inside `async with broker`"
-        )
+    def __init__(
+        self,
+        broker: str,
+        reason: str = "publish in an after_startup hook or a handler, or inside `async with broker`",
+    ) -> None:
+        super().__init__(f"{broker} is not connected: {reason}")
 
 
 class ConnectError(HeadwaterError):
@@ -143,12 +145,12 @@ class TooManyInFlightError(HeadwaterError):
 class SyncInAsyncError(HeadwaterError):
     """A blocking method was called in a thread that runs an event loop: it would stop everything else there."""
 
-    def __init__(self, method: str) -> None:
+    def __init__(self, method: str, instead: str) -> None:
         super().__init__(
-            f"SyncBroker.{method}() would block this event loop: use `await broker.{method}(...)`. "
-            f"In a notebook: SyncBroker(..., allow_in_loop=True)"
+            f"SyncBroker.{method} would block this event loop: use `{instead}`. In a notebook, where nothing else "
+            f"runs: SyncBroker(..., allow_in_loop=True)"
         )
-        self.method = method
+        self.method, self.instead = method, instead
 
 
 class RequestTimeoutError(HeadwaterError, TimeoutError):

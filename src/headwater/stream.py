@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from .codecs import Decode
 from .engine import Change, Engine, Source, Subscription
@@ -17,7 +17,7 @@ from .message import Message, Position
 
 Until = datetime | Callable[[Message], bool]
 
-READ_AHEAD = 500  # messages taken from the engine at once
+READ_AHEAD: Final = 500  # messages taken from the engine at once
 
 
 class Stream:
@@ -100,6 +100,12 @@ class Stream:
         while (not batch or self._ahead) and len(batch) < size and (message := await self._next()) is not None:
             batch.append(message)
         return batch
+
+    def give_back(self, messages: Sequence[Message]) -> None:
+        """These come next once more: they were taken, but nobody saw them."""
+        self._ahead.extendleft(reversed(messages))
+        if self._left is not None:
+            self._left += len(messages)
 
     def __aiter__(self) -> Self:
         return self

@@ -34,10 +34,10 @@ def _blocking(
 
     @functools.wraps(method)
     def call(face: _Face, /, *arguments: P.args, **keywords: P.kwargs) -> T:
-        async def ask() -> T:
-            return await method(face._part(face._broker.broker.admin), *arguments, **keywords)
+        def ask() -> Coroutine[Any, Any, T]:
+            return method(face._part(face._broker.broker.admin), *arguments, **keywords)
 
-        return face._broker.run(f"admin.{method.__qualname__.lower()}", ask, face._broker.call_timeout)
+        return face._broker.run(f"admin.{method.__qualname__.lower()}", ask)
 
     return call
 

@@ -5,23 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-import itertools
 import logging
-import time
-from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 from .. import forks
 from ..broker import Broker, BrokerOptions
 from ..codecs import Codec, encode
-from ..errors import AuthenticationError, ConnectError, NotConnectedError, SyncInAsyncError
+from ..engine import Start
+from ..errors import ConfigurationError, ConnectError, PublishError, SyncInAsyncError, TooManyInFlightError
 from ..message import NO_HEADERS, HeadersLike, Message, Outgoing, Receipt
-from ..retry import Retry
-from ..stream import Stream
+from ..stream import Until
+from .courier import Courier
 from .delivery import Deliveries, DeliveryFuture, Stats, WhenFull
-from .thread import SHARED, Mailbox
+from .stream import SyncStream
+from .thread import SHARED
 
 if TYPE_CHECKING:
     from .admin import SyncAdmin
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-READ_AHEAD = 500  # messages a stream takes over at once
-_RETRY = Retry(backoff=(0.1, 5.0))  # waits between tries of what was certainly not accepted
 _log = logging.getLogger("headwater.sync")
 
 
@@ -50,7 +48,7 @@ class SyncBroker:
     """A broker for synchronous code: safe to share by threads, and to inherit by a fork.
 
     It connects when it is first used, in a loop that all faces of the process share, or acts in the loop its broker
-    runs in. `with` closes it in the end.
+    runs in. `with` connects it at once, and closes it in the end.
 
     Args:
         broker: a URL or a Broker.
@@ -73,21 +71,23 @@ class SyncBroker:
         exit_timeout: float = 5.0,
         **options: Unpack[BrokerOptions],
     ) -> None:
+        if options and not isinstance(broker, str):
+            raise ConfigurationError(f"SyncBroker({broker}): give {', '.join(options)} to that broker")
         self.broker = Broker(broker, **options) if isinstance(broker, str) else broker
         self.call_timeout = call_timeout
+        self.exit_timeout = exit_timeout
         self._allow_in_loop = allow_in_loop
-        self._exit_timeout = exit_timeout
         self._deliveries = Deliveries(max_in_flight, when_full)
+        self._courier = Courier(self.broker)
         self.start_afresh()
         forks.watch(self)
 
     def start_afresh(self) -> None:
         """Begin as new: what was queued is the parent's to deliver."""
-        self._queue: deque[DeliveryFuture] = deque()
-        self._mailbox: Mailbox | None = None
-        self._connecting: asyncio.Task[None] | None = None
+        self._left_behind = 0  # of the messages under way, those nothing more is done for
         self._leaves_at_exit = False
         self._deliveries.start_afresh()
+        self._courier.start_afresh()
 
     # --- publishing -----------------------------------------------------------------------------------
 
@@ -105,11 +105,17 @@ class SyncBroker:
         codec: Codec | None = None,
         options: Sequence[Any] = (),
     ) -> Receipt:
-        """As `Broker.publish`. What was certainly not accepted is tried again within `timeout`."""
+        """As `Broker.publish`. What was certainly not accepted is tried again within `timeout`.
+
+        Raises ConnectError if it never left, TooManyInFlightError if there was no room for it.
+        """
         self._check_caller("publish")
         outgoing = Outgoing(value, topic, key, headers, partition, delay, codec, b"", tuple(options))
         delivery = self._submit(outgoing, timeout)
-        return delivery.result() if confirm else Receipt(topic, time=time.time())
+        if confirm:
+            return delivery.result()
+        delivery.add_done_callback(_log_loss)
+        return Receipt(topic, time=self.broker.engine.clock.time())
 
     def publish_soon(
         self,
@@ -124,79 +130,49 @@ class SyncBroker:
         codec: Codec | None = None,
         options: Sequence[Any] = (),
     ) -> DeliveryFuture:
-        """Publish without waiting: its confirmation comes in the future. `flush` waits for all of them."""
-        self._check_caller("publish_soon")
+        """Publish without waiting: its confirmation comes in the future. `flush` waits for all of them.
+
+        Messages of one thread are sent in the order they were published.
+        """
+        self._check_caller("publish_soon", "await broker.publish(...)")
         outgoing = Outgoing(value, topic, key, headers, partition, delay, codec, b"", tuple(options))
         return self._submit(outgoing, timeout)
 
     def _submit(self, outgoing: Outgoing, timeout: float) -> DeliveryFuture:
-        encode(outgoing, self.broker.codec)
-        delivery = DeliveryFuture(outgoing, timeout)
+        delivery = DeliveryFuture(outgoing, timeout, self._deliveries, self._courier)
         if self.broker.has_middleware:
             delivery.context = contextvars.copy_context()
-        if self._deliveries.enter(delivery):
-            self._queue.append(delivery)
-            self._here().post(self._hand_over)
+        else:
+            encode(outgoing, self.broker.codec)
+        if not self._deliveries.enter(outgoing.topic, timeout):
+            delivery.set_exception(TooManyInFlightError(outgoing.topic, self._deliveries.most))
+            return delivery
+        try:
+            if not self._leaves_at_exit:
+                self._leave_at_exit()
+            self._courier.take(delivery)
+        except BaseException:
+            delivery.cancel()
+            raise
         return delivery
 
-    def _hand_over(self) -> None:
-        """In the loop: everything queued goes to the broker."""
-        if not self.broker.connected:
-            if self._connecting is None:
-                self._connecting = asyncio.get_running_loop().create_task(self._connect())
-            return
-        while self._queue:
-            delivery = self._queue.popleft()
-            if not delivery.done():
-                self._send(delivery, 1)
-
-    async def _connect(self) -> None:
-        """Until the server is reached, or nobody waits for it any more."""
+    def publish_many(self, messages: Sequence[Outgoing], *, timeout: float = 10.0) -> Sequence[Receipt]:
+        """As `Broker.publish_many`, after what was published before. Raises TooManyInFlightError without room."""
+        self._check_caller("publish_many")
+        count, delivered = len(messages), 0
+        if not count:
+            return []
+        if not self._deliveries.enter(messages[0].topic, timeout, count):
+            raise TooManyInFlightError(messages[0].topic, self._deliveries.most)
         try:
-            for tries in itertools.count(1):
-                try:
-                    await self.broker.connect()
-                    break
-                except ConnectError as error:
-                    self._let_go(error)
-                    if not self._queue:
-                        return
-                    await asyncio.sleep(_RETRY.delay(tries))
-        except Exception as error:
-            while self._queue:
-                _settle(self._queue.popleft(), error=error)
+            receipts = self._courier.call(lambda rest: self.broker.publish_many(messages, timeout=rest), timeout)
+            delivered = count
+        except PublishError as error:
+            delivered = sum(receipt is not None for receipt in error.receipts)
+            raise
         finally:
-            self._connecting = None
-        self._hand_over()
-
-    def _let_go(self, error: ConnectError) -> None:
-        """Tell those whose time is over, or will not come."""
-        now, hopeless = time.monotonic(), isinstance(error, AuthenticationError)
-        for delivery in list(self._queue):
-            delivery.reason = error
-            if hopeless or delivery.done() or delivery.deadline <= now:
-                self._queue.remove(delivery)
-                _settle(delivery, error=error)
-
-    def _send(self, delivery: DeliveryFuture, tries: int) -> None:
-        rest = max(0.001, delivery.deadline - time.monotonic())
-        confirmation = self.broker.put(delivery.outgoing, rest, delivery.context)
-        confirmation.add_done_callback(lambda done: self._confirmed(delivery, done, tries))
-        loop = confirmation.get_loop()
-        delivery.add_done_callback(lambda done: _cancel(confirmation, loop) if done.cancelled() else None)
-
-    def _confirmed(self, delivery: DeliveryFuture, confirmation: asyncio.Future[Receipt], tries: int) -> None:
-        if confirmation.cancelled():
-            return
-        error = confirmation.exception()
-        if error is None:
-            _settle(delivery, receipt=confirmation.result())
-            return
-        delay = _RETRY.delay(tries)
-        if not isinstance(error, _NOT_ACCEPTED) or time.monotonic() + delay > delivery.deadline:
-            _settle(delivery, error=error)
-        else:
-            confirmation.get_loop().call_later(delay, self._send, delivery, tries + 1)
+            self._deliveries.leave(delivered=delivered, failed=count - delivered, at_once=True)
+        return receipts
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Wait until all that was published is settled; False if `timeout` seconds were not enough."""
@@ -206,24 +182,57 @@ class SyncBroker:
     @property
     def stats(self) -> Stats:
         """Counts since the process began to use this face."""
-        deliveries, queued = self._deliveries, len(self._queue)
-        in_flight = max(0, deliveries.under_way - queued)
-        return Stats(queued, in_flight, deliveries.delivered, deliveries.failed, deliveries.lost)
+        counts, queued = self._deliveries, self._courier.queued
+        in_flight = max(0, counts.under_way - queued)
+        return Stats(queued, in_flight, counts.delivered, counts.failed, counts.lost)
 
     # --- everything else ------------------------------------------------------------------------------
 
-    publish_many = _blocking(Broker.publish_many)
-    request = _blocking(Broker.request)
+    def request(
+        self,
+        value: Any,
+        topic: str,
+        *,
+        key: str | bytes | None = None,
+        headers: HeadersLike = NO_HEADERS,
+        timeout: float = 5.0,
+        codec: Codec | None = None,
+    ) -> Message:
+        """As `Broker.request`. Raises ConnectError if the server could not be reached within `timeout` seconds."""
+        self._check_caller("request")
+        return self._courier.call(
+            lambda rest: self.broker.request(value, topic, key=key, headers=headers, timeout=rest, codec=codec),
+            timeout,
+        )
+
     get = _blocking(Broker.get)
     ping = _blocking(Broker.ping)
     declare = _blocking(Broker.declare)
 
-    def stream(self, *topics: str, **options: Any) -> SyncStream:
+    def stream(
+        self,
+        *topics: str,
+        start: Start = "latest",
+        partitions: Sequence[int] | None = None,
+        limit: int | None = None,
+        until: Until | None = None,
+        wait: float | None = None,
+        type: Any = None,
+        options: Sequence[Any] = (),
+    ) -> SyncStream:
         """As `Broker.stream`: a plain iterator. Leaving it early wants `with` or `close()`."""
-        return self.run("stream", lambda: self._open(topics, options))
-
-    async def _open(self, topics: tuple[str, ...], options: dict[str, Any]) -> SyncStream:
-        return SyncStream(self, self.broker.stream(*topics, **options))
+        self._check_caller("stream", "async for message in broker.stream(...)")
+        stream = self.broker.stream(
+            *topics,
+            start=start,
+            partitions=partitions,
+            limit=limit,
+            until=until,
+            wait=wait,
+            type=type,
+            options=options,
+        )
+        return SyncStream(self._courier, stream)
 
     @property
     def admin(self) -> SyncAdmin:
@@ -232,65 +241,67 @@ class SyncBroker:
 
         return SyncAdmin(self)
 
-    def run(self, method: str, work: Callable[[], Coroutine[Any, Any, T]], timeout: float | None = None) -> T:
+    def run(self, method: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run what `work` makes in the broker's loop, once the broker is connected, and give what it gives.
 
-        Raises SyncInAsyncError, which names `method`, in a thread that runs an event loop, and TimeoutError after
-        `timeout` seconds. An interruption cancels the work.
+        Raises SyncInAsyncError, which names `method`, in a thread that runs an event loop, and ConnectError after
+        `call_timeout` seconds. An interruption cancels the work.
         """
         self._check_caller(method)
-        loop = self.broker.loop
-        if loop is not None and not loop.is_running() and not loop.is_closed():
-            return loop.run_until_complete(work())  # a synchronous test drives its app's loop by itself
 
-        async def connected() -> T:
-            await self.broker.connect() if self.broker.loop is None else None
-            async with asyncio.timeout(timeout):
-                return await work()
+        async def in_time(rest: float) -> T:
+            try:
+                async with asyncio.timeout(rest):
+                    return await work()
+            except TimeoutError as error:
+                raise ConnectError(str(self.broker), f"no answer to {method} within {self.call_timeout:g} s") from error
 
-        future = self._here().submit(connected())
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
+        return self._courier.call(in_time, self.call_timeout)
+
+    # --- coming and going -----------------------------------------------------------------------------
+
+    def connect(self) -> None:
+        """Reach the server now, instead of with the first use. Raises ConnectError after `connect_timeout` seconds."""
+        self._check_caller("connect")
+        self._courier.call(_nothing, self.broker.connect_timeout)
 
     def close(self) -> None:
-        """Deliver what is under way, within `exit_timeout` seconds, and leave the server, unless an app uses it."""
+        """Deliver what is under way, within `exit_timeout` seconds, and leave the server, unless an app uses it.
+
+        Idempotent; the next use connects again.
+        """
         self._check_caller("close")
-        if self.broker.loop is None and not self._queue:
-            return
         self._deliver_the_rest()
-        if self._mailbox is not None and self.broker.loop is SHARED.loop:
-            self._mailbox.submit(self.broker.close()).result(self.call_timeout)
+        SHARED.not_at_exit(self._deliver_the_rest)
+        self._leaves_at_exit = False
+        if self.broker.loop is not None and self.broker.loop is SHARED.loop:
+            SHARED.mailbox.submit(self.broker.close).result(self.call_timeout)
+
+    def _leave_at_exit(self) -> None:
+        self._leaves_at_exit = True
+        SHARED.at_exit(self._deliver_the_rest)
 
     def _deliver_the_rest(self) -> None:
-        failed = -self._deliveries.failed
-        if not self._deliveries.wait_for_all(self._exit_timeout):
-            left = self._deliveries.give_up()
-            _log.error("%s: %d message(s) were not delivered within %.3g s", self.broker, left, self._exit_timeout)
-        failed += self._deliveries.failed
-        if failed:
-            _log.error("%s: %d of the last messages could not be delivered", self.broker, failed)
+        counts = self._deliveries
+        self._left_behind = min(self._left_behind, counts.under_way)
+        if counts.under_way == self._left_behind:
+            return
+        missed = -counts.failed
+        if not counts.wait_for_all(self.exit_timeout, besides=self._left_behind):
+            missed += self._courier.give_up() + counts.under_way
+            self._left_behind = counts.under_way
+        missed += counts.failed
+        if missed:
+            _log.error("%s: %d of the last messages were not delivered in %g s", self.broker, missed, self.exit_timeout)
 
-    def _here(self) -> Mailbox:
-        """Where the broker's loop takes calls: the one it is connected in, or that of all faces."""
-        loop = self.broker.loop
-        mailbox = self._mailbox
-        if mailbox is None or (loop is not None and mailbox.loop is not loop):
-            mailbox = self._mailbox = SHARED.mailbox() if loop in (None, SHARED.loop) else Mailbox(loop)
-        if not self._leaves_at_exit:
-            self._leaves_at_exit = True
-            SHARED.at_exit(self._deliver_the_rest)
-        return mailbox
-
-    def _check_caller(self, method: str) -> None:
+    def _check_caller(self, method: str, instead: str = "") -> None:
         running = asyncio._get_running_loop()
         if running is not None and (not self._allow_in_loop or running is self.broker.loop):
-            raise SyncInAsyncError(method)
+            raise SyncInAsyncError(method, instead or f"await broker.{method}(...)")
 
     def __enter__(self) -> Self:
-        self.run("__enter__", _nothing)
+        self._check_caller("__enter__", "async with broker")
+        self.connect()
         return self
 
     def __exit__(
@@ -302,56 +313,10 @@ class SyncBroker:
         return f"SyncBroker({self.broker})"
 
 
-class SyncStream(Iterator[Message]):
-    """A plain iterator over a topic; `SyncBroker.stream` makes it."""
-
-    def __init__(self, broker: SyncBroker, stream: Stream) -> None:
-        self._broker = broker
-        self._stream = stream
-        self._ahead: deque[Message] = deque()
-
-    def __next__(self) -> Message:
-        if not self._ahead:
-            try:
-                self._ahead.extend(self._broker.run("stream", lambda: self._stream.some(READ_AHEAD)))
-            except BaseException:
-                self.close()  # what was taken for us is lost: the stream cannot go on as if nothing had been
-                raise
-        if not self._ahead:
-            raise StopIteration
-        return self._ahead.popleft()
-
-    def close(self) -> None:
-        """Give the place up. Idempotent."""
-        self._ahead.clear()
-        self._broker.run("stream", self._stream.close)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-_NOT_ACCEPTED = (ConnectError, NotConnectedError)
-
-
-def _settle(delivery: DeliveryFuture, *, receipt: Receipt | None = None, error: BaseException | None = None) -> None:
-    """Unless its publisher cancelled it meanwhile."""
-    if not delivery.set_running_or_notify_cancel():
-        return
-    if error is not None:
-        delivery.set_exception(error)
-    else:
-        delivery.set_result(receipt)  # type: ignore[arg-type]  # one of the two is given
-
-
-def _cancel(confirmation: asyncio.Future[Receipt], loop: asyncio.AbstractEventLoop) -> None:
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(confirmation.cancel)
-
-
-async def _nothing() -> None:
+async def _nothing(_rest: float) -> None:
     """Connecting is all that is wanted."""
+
+
+def _log_loss(delivery: Future[Receipt]) -> None:
+    if not delivery.cancelled() and (error := delivery.exception()) is not None:  # nobody waits for this one
+        _log.warning("a message published with confirm=False was lost: %s", error)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import contextvars
+import asyncio
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextvars import Context
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
-from ..errors import DeliveryUnknownError, HeadwaterError, TooManyInFlightError
+from .. import forks
+from ..errors import ConfigurationError, DeliveryUnknownError, HeadwaterError, TooManyInFlightError
 from ..message import Outgoing, Receipt
 
 WhenFull = Literal["block", "raise", "drop"]
@@ -31,44 +33,105 @@ class Stats:
     lost: int = 0
 
 
+class Carrier(Protocol):
+    """Who takes deliveries to the broker."""
+
+    def withdraw(self, delivery: DeliveryFuture) -> None:
+        """Nobody waits for this any more."""
+        ...
+
+    def unsent(self) -> HeadwaterError:
+        """Why a message is still here when its time is over."""
+        ...
+
+
 class DeliveryFuture(Future[Receipt]):
     """The confirmation of one message: a `concurrent.futures.Future`, callbacks included.
 
-    `outgoing` is the message. Callbacks run in the loop thread: keep them short.
+    `outgoing` is the message. Callbacks run in the loop thread: keep them short. Cancelling takes the message back
+    unless it was sent already.
     """
 
-    def __init__(self, outgoing: Outgoing, timeout: float) -> None:
+    context: Context | None = None  # to publish it in; None where nothing would notice
+    sent = False
+    sending: asyncio.Task[Receipt] | None = None
+
+    def __init__(self, outgoing: Outgoing, timeout: float, deliveries: Deliveries, carrier: Carrier) -> None:
         super().__init__()
         self.outgoing = outgoing
         self.timeout = timeout
         self.deadline = time.monotonic() + timeout
-        self.reason: HeadwaterError | None = None  # why it is still here
-        self.context: contextvars.Context | None = None
+        self._deliveries = deliveries
+        self._carrier = carrier
+        self._generation = forks.generation
 
     def result(self, timeout: float | None = None) -> Receipt:
         """The receipt, within `timeout` seconds; by default within those it was published with.
 
         Raises what refused the message, ConnectError if it never left, and DeliveryUnknownError, once it was
-        cancelled, if its confirmation does not come.
+        cancelled, if its confirmation does not come. In a forked child a parent's message is unknown at once.
         """
-        wait = max(0.0, self.deadline - time.monotonic()) if timeout is None else timeout
+        wait = self.timeout if timeout is None else timeout
+        if self._generation != forks.generation:
+            raise DeliveryUnknownError(self.outgoing.topic, wait)
         try:
-            return super().result(wait)
-        except TimeoutError as error:
-            if self.done():  # it failed with a timeout of its own
-                raise
-            self.cancel()
-            unknown = DeliveryUnknownError(self.outgoing.topic, self.timeout if timeout is None else timeout)
-            raise self.reason or unknown from error
+            return super().result(max(0.0, self.deadline - time.monotonic()) if timeout is None else timeout)
+        except TimeoutError:
+            if not self.cancel():  # it failed with a timeout of its own, or was confirmed just now
+                return super().result()
+            raise self.unknown(wait) from None
         except BaseException:
             self.cancel()  # interrupted: what was not sent yet is not sent
             raise
+
+    def unknown(self, timeout: float) -> HeadwaterError:
+        """What to raise when its time is over."""
+        return DeliveryUnknownError(self.outgoing.topic, timeout) if self.sent else self._carrier.unsent()
+
+    def settle(self, receipt: Receipt) -> None:
+        """It was accepted, unless its publisher gave it up before."""
+        try:
+            self.set_result(receipt)
+        except InvalidStateError:
+            return
+        self._deliveries.leave(delivered=1)
+
+    def fail(self, error: BaseException) -> None:
+        """It was not, or nobody knows."""
+        try:
+            self.set_exception(error)
+        except InvalidStateError:
+            return
+        self._deliveries.leave(failed=1)
+
+    def leave_behind(self, error: BaseException) -> None:
+        """It is given up, as its process ends."""
+        try:
+            self.set_exception(error)
+        except InvalidStateError:
+            return
+        self._deliveries.leave(lost=1, at_once=True)
+
+    def cancel(self) -> bool:
+        """Give it up; False if it was settled before. What was not sent yet is not sent then."""
+        canceller = object()
+        if self.__dict__.setdefault("_canceller", canceller) is not canceller or not super().cancel():
+            return self.cancelled()
+        self.set_running_or_notify_cancel()  # tells who waits for several futures
+        self._deliveries.leave(failed=1, at_once=True)
+        self._carrier.withdraw(self)
+        return True
 
 
 class Deliveries:
     """What is under way, kept below a limit and counted."""
 
     def __init__(self, most: int, when_full: WhenFull) -> None:
+        if most < 1 or when_full not in ("block", "raise", "drop"):
+            raise ConfigurationError(
+                f"max_in_flight={most!r}, when_full={when_full!r}: give a number from 1 on, "
+                f"and 'block', 'raise' or 'drop'"
+            )
         self.most = most
         self.when_full = when_full
         self.start_afresh()
@@ -78,27 +141,26 @@ class Deliveries:
         self.under_way = self.delivered = self.failed = self.lost = 0
         self._changed = threading.Condition()
         self._waiting = 0
+        self._waking: asyncio.AbstractEventLoop | None = None
 
-    def enter(self, delivery: DeliveryFuture) -> bool:
-        """Count this in; False if it was dropped, and has failed, as there is no room.
+    def enter(self, topic: str, timeout: float, count: int = 1) -> bool:
+        """Count some in, once there is room for one; False if they were dropped as there is none.
 
-        Raises TooManyInFlightError, where that is wanted, or after the delivery's timeout.
+        Raises TooManyInFlightError, where that is wanted, or after `timeout` seconds.
         """
         with self._changed:
-            if self.under_way >= self.most and not self._wait_for_room(delivery):
-                self.lost += 1
-                delivery.set_exception(TooManyInFlightError(delivery.outgoing.topic, self.most))
+            if self.under_way >= self.most and not self._wait_for_room(topic, timeout):
+                self.lost += count
                 return False
-            self.under_way += 1
-        delivery.add_done_callback(self._leave)
+            self.under_way += count
         return True
 
-    def _wait_for_room(self, delivery: DeliveryFuture) -> bool:
+    def _wait_for_room(self, topic: str, timeout: float) -> bool:
         if self.when_full == "drop":
             return False
-        if self.when_full == "block" and self._wait(lambda: self.under_way < self.most, delivery.timeout):
+        if self.when_full == "block" and self._wait(lambda: self.under_way < self.most, timeout):
             return True
-        raise TooManyInFlightError(delivery.outgoing.topic, self.most)
+        raise TooManyInFlightError(topic, self.most)
 
     def _wait(self, condition: Callable[[], bool], timeout: float) -> bool:
         self._waiting += 1
@@ -107,24 +169,30 @@ class Deliveries:
         finally:
             self._waiting -= 1
 
-    def _leave(self, delivery: Future[Receipt]) -> None:
+    def leave(self, *, delivered: int = 0, failed: int = 0, lost: int = 0, at_once: bool = False) -> None:
+        """Count some out. In a loop, who waits is woken once in its turn unless it is to be `at_once`.
+
+        Many are confirmed in one turn, and each wake-up costs more than a message.
+        """
         with self._changed:
-            self.under_way -= 1
-            if delivery.cancelled() or delivery.exception() is not None:
-                self.failed += 1
-            else:
-                self.delivered += 1
-            if self._waiting:
+            self.under_way -= delivered + failed + lost
+            self.delivered += delivered
+            self.failed += failed
+            self.lost += lost
+            if not self._waiting:
+                return
+            if at_once:
                 self._changed.notify_all()
+            elif (loop := asyncio.get_running_loop()) is not self._waking:
+                self._waking = loop
+                loop.call_soon(self._wake)
 
-    def wait_for_all(self, timeout: float) -> bool:
-        """Whether nothing was under way any more within `timeout` seconds."""
+    def _wake(self) -> None:
         with self._changed:
-            return self._wait(lambda: self.under_way == 0, timeout)
+            self._waking = None
+            self._changed.notify_all()
 
-    def give_up(self) -> int:
-        """Count what is still under way as lost; how many that are."""
+    def wait_for_all(self, timeout: float, *, besides: int = 0) -> bool:
+        """Whether no more than these were under way any more within `timeout` seconds."""
         with self._changed:
-            left, self.under_way = self.under_way, 0
-            self.lost += left
-            return left
+            return self._wait(lambda: self.under_way <= besides, timeout)

@@ -1,0 +1,316 @@
+"""Who takes messages from any thread to their broker: in its loop, in order, again where they were not accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from ..broker import Broker
+from ..errors import AuthenticationError, ConnectError, HeadwaterError, NotConnectedError
+from ..message import Receipt
+from ..publisher import Outbox
+from ..retry import Retry
+from .delivery import DeliveryFuture
+from .thread import SHARED, LoopGone, Mailbox
+
+T = TypeVar("T")
+
+GRACE: Final = 5.0  # seconds that a loop is given beyond the time of a call, to say what happened
+LOOK_AGAIN: Final = 0.25  # seconds at most between two looks at whose time is over, while nothing can be sent
+_RETRY: Final = Retry(backoff=(0.1, 5.0))  # waits between tries of what was certainly not accepted
+_NOT_ACCEPTED: Final = (ConnectError, NotConnectedError)
+
+
+class Courier:
+    """Takes deliveries to a broker.
+
+    It works in the loop the broker is connected in; if that is none, in the one that all faces share, and connects it
+    there. While it holds something back (for a connection, for room, after a refusal), all that came later waits too.
+    """
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+        self.start_afresh()
+
+    def start_afresh(self) -> None:
+        """Begin with nothing."""
+        self._queue: deque[DeliveryFuture] = deque()
+        self._returned: list[DeliveryFuture] = []  # they come before the queue
+        self._holding: asyncio.Task[None] | None = None
+        self._mailbox: Mailbox | None = None
+        self._reason: HeadwaterError | None = None
+        self._failures = 0  # in a row
+
+    @property
+    def queued(self) -> int:
+        """How many were not sent yet."""
+        return len(self._queue) + len(self._returned)
+
+    # --- from any thread ------------------------------------------------------------------------------
+
+    @property
+    def mailbox(self) -> Mailbox:
+        """Of the loop to work in. Raises NotConnectedError if that stands still, so that nothing would ever happen."""
+        loop = self._loop()
+        if loop is SHARED.loop or loop is None:
+            return SHARED.mailbox
+        if not loop.is_running():
+            raise NotConnectedError(str(self.broker), "the event loop that it was connected in does not run now")
+        mailbox = self._mailbox
+        if mailbox is None or mailbox.loop is not loop:
+            mailbox = self._mailbox = Mailbox(loop)
+        return mailbox
+
+    def _loop(self) -> asyncio.AbstractEventLoop | None:
+        loop = self.broker.loop
+        return SHARED.loop if loop is None or loop.is_closed() else loop
+
+    def take(self, delivery: DeliveryFuture) -> None:
+        """Deliver this, after all that was taken before."""
+        self._queue.append(delivery)
+        self._post(self.hand_over)
+
+    def call(self, work: Callable[[float], Coroutine[Any, Any, T]], timeout: float) -> T:
+        """Have the loop do this, once the broker is connected and has what was published before; what it gives.
+
+        `work` is given the seconds that are left. Raises ConnectError if it could not begin within `timeout` seconds.
+        An interruption cancels it.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                future = self.mailbox.submit(lambda: self._do(work, deadline))
+            except LoopGone:
+                continue  # just now: there is another one
+            try:
+                return future.result(None if timeout == math.inf else deadline + GRACE - time.monotonic())
+            except _Moved:
+                continue
+            except BaseException as error:
+                if future.cancel() and isinstance(error, TimeoutError):
+                    raise ConnectError(str(self.broker), "its event loop is held up by something") from None
+                raise
+
+    def _post(self, call: Callable[[], object]) -> None:
+        try:
+            self.mailbox.post(call)
+        except LoopGone:
+            self.mailbox.post(call)
+
+    def withdraw(self, delivery: DeliveryFuture) -> None:
+        """Nobody waits for this any more: what was not sent yet is not sent, what can be stopped is."""
+        try:
+            self._queue.remove(delivery)
+        except ValueError:
+            if delivery.sent and (loop := self._loop()) is not None:
+                _call_in(loop, self._stop_sending, delivery)
+
+    def give_up(self) -> int:
+        """Leave behind what was not sent yet; how many that are."""
+        left = [*self._returned, *self._queue]
+        self._returned.clear()
+        self._queue.clear()
+        for delivery in left:
+            delivery.leave_behind(self.unsent())
+        return len(left)
+
+    def unsent(self) -> HeadwaterError:
+        """Why a message is still here when its time is over."""
+        return self._reason or ConnectError(str(self.broker), "not connected in time")
+
+    # --- in the loop ----------------------------------------------------------------------------------
+
+    def hand_over(self) -> None:
+        """What is queued goes to the broker."""
+        if self._is_holding() or not self._queue:
+            return
+        if asyncio.get_running_loop() is not self._loop():
+            self._post(self.hand_over)  # it has moved meanwhile
+        elif (outbox := self.broker.outbox) is None:
+            self._hold(self._connect())
+        else:
+            self._send_all(outbox)
+
+    def _send_all(self, outbox: Outbox) -> None:
+        queue = self._queue
+        now = time.monotonic()
+        while queue:
+            if outbox.full:
+                self._hold(outbox.some_confirmed())
+                return
+            delivery = queue.popleft()
+            if not delivery.done():
+                delivery.sent = True
+                rest = max(0.001, delivery.deadline - now)
+                if delivery.context is None:
+                    outbox.put(delivery.outgoing, rest, _Confirmation(self, delivery))
+                else:
+                    self._send_in_task(delivery, rest)
+        outbox.flush()
+
+    def _send_in_task(self, delivery: DeliveryFuture, timeout: float) -> None:
+        work = self.broker.deliver(delivery.outgoing, timeout)
+        delivery.sending = asyncio.get_running_loop().create_task(work, context=delivery.context)
+        delivery.sending.add_done_callback(partial(self._sent_by_task, delivery))
+
+    def _sent_by_task(self, delivery: DeliveryFuture, sending: asyncio.Task[Receipt]) -> None:
+        delivery.sending = None
+        if sending.cancelled():
+            delivery.fail(delivery.unknown(delivery.timeout))
+        elif (error := sending.exception()) is not None:
+            self.refused(delivery, error)
+        else:
+            delivery.settle(sending.result())
+
+    def refused(self, delivery: DeliveryFuture, error: BaseException) -> None:
+        """Try again what was certainly not accepted, as long as its time lasts."""
+        if not isinstance(error, _NOT_ACCEPTED) or isinstance(error, AuthenticationError):
+            delivery.fail(error)
+            return
+        if not self._is_holding():
+            self._failures += 1
+            self._hold(asyncio.sleep(_RETRY.delay(self._failures)))
+        delivery.sent = False
+        self._reason = error
+        self._returned.append(delivery)
+
+    def accepted(self) -> None:
+        """All is well."""
+        self._failures = 0
+
+    def _stop_sending(self, delivery: DeliveryFuture) -> None:
+        if delivery.sending is not None:
+            delivery.sending.cancel()
+        if (outbox := self.broker.outbox) is not None:
+            outbox.let_go()
+
+    # --- holding back ---------------------------------------------------------------------------------
+
+    def _is_holding(self) -> bool:
+        return self._holding is not None and not self._holding.get_loop().is_closed()
+
+    def _hold(self, wait: Coroutine[Any, Any, object]) -> None:
+        self._holding = asyncio.get_running_loop().create_task(self._hold_until(wait), name="headwater sync")
+
+    async def _hold_until(self, wait: Coroutine[Any, Any, object]) -> None:
+        watching = asyncio.create_task(self._let_go())
+        try:
+            await wait
+        finally:
+            watching.cancel()
+            self._holding = None
+            self._queue.extendleft(reversed(self._returned))
+            self._returned.clear()
+            if self._loop() is not asyncio.get_running_loop():
+                self._post(self.hand_over)
+        self.hand_over()
+
+    async def _do(self, work: Callable[[float], Coroutine[Any, Any, T]], deadline: float) -> T:
+        rest = deadline - time.monotonic()
+        try:
+            async with asyncio.timeout(None if rest == math.inf else rest):
+                if not await self.join(lambda: True):
+                    raise _Moved
+                self.hand_over()
+                while self._holding is not None and self._holding.get_loop() is asyncio.get_running_loop():
+                    await asyncio.wait([self._holding])
+        except TimeoutError:
+            raise self.unsent() from None
+        return await work(max(0.001, deadline - time.monotonic()))
+
+    async def _let_go(self) -> None:
+        """Tell those whose time is over."""
+        while True:
+            now = time.monotonic()
+            ends = [self._expire(delivery, now) for delivery in (*self._returned, *self._queue)]
+            await asyncio.sleep(min([LOOK_AGAIN, *(end - now for end in ends if end > now)]))
+
+    def _expire(self, delivery: DeliveryFuture, now: float) -> float:
+        if delivery.deadline <= now:
+            self._drop(delivery, self.unsent())
+        return delivery.deadline
+
+    def _drop(self, delivery: DeliveryFuture, error: BaseException) -> None:
+        for place in (self._queue, self._returned):
+            if delivery in place:
+                place.remove(delivery)
+        delivery.fail(error)
+
+    async def _connect(self) -> None:
+        """Until the broker is connected, or nobody waits for it any more."""
+        try:
+            await self.join(lambda: bool(self._queue))
+        except Exception as error:
+            for delivery in list(self._queue):
+                self._drop(delivery, error)
+
+    async def join(self, go_on: Callable[[], bool]) -> bool:
+        """Have the broker connected in this loop; False if it is in another one.
+
+        Tries again, with backoff, while it may `go_on`; else it raises ConnectError. AuthenticationError at once.
+        """
+        here = asyncio.get_running_loop()
+        for tries in itertools.count(1):
+            if self._loop() is not here:
+                return False
+            if self.broker.connected:
+                self._reason = None
+                return True
+            try:
+                if here is not SHARED.loop:
+                    await self._app_connects()
+                elif self.broker.claim():
+                    await self.broker.connect()
+            except AuthenticationError:
+                raise
+            except ConnectError as error:
+                self._reason = error
+                if not go_on():
+                    raise
+                await asyncio.sleep(_RETRY.delay(tries))
+        raise AssertionError("it counts for ever")
+
+    async def _app_connects(self) -> None:
+        """Until the app that has the broker has connected it, or given it up."""
+        moved = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self.broker.call_on_move(lambda: _call_in(loop, moved.set))
+        await moved.wait()
+
+
+class _Moved(Exception):
+    """The broker is in another loop now."""
+
+
+class _Confirmation:
+    """What the outbox tells of a delivery."""
+
+    __slots__ = ("_courier", "_delivery")
+
+    def __init__(self, courier: Courier, delivery: DeliveryFuture) -> None:
+        self._courier = courier
+        self._delivery = delivery
+
+    def done(self) -> bool:
+        return self._delivery.done()
+
+    def set_result(self, receipt: Receipt) -> None:
+        self._courier.accepted()
+        self._delivery.settle(receipt)
+
+    def set_exception(self, error: BaseException) -> None:
+        self._courier.refused(self._delivery, error)
+
+
+def _call_in(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *arguments: Any) -> None:
+    """Call this in the loop, unless it is gone."""
+    try:
+        loop.call_soon_threadsafe(call, *arguments)
+    except RuntimeError:
+        pass
