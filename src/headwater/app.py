@@ -475,13 +475,14 @@ class App:
     async def _declare_topics(self) -> None:
         for index, broker in enumerate(self._brokers):
             topics = {topic.name: topic for topic in self.topics} if index == 0 else {}
-            for name in self._names(broker):
+            for name in self._names(broker, self._consumers):
                 topics.setdefault(name, Topic(name))
             await broker.declare(list(topics.values()), self._declare)
 
-    def _names(self, broker: Broker) -> list[str]:
+    def _names(self, broker: Broker, consumers: Sequence[tuple[Broker, Consumer]]) -> list[str]:
+        """The topics on a broker that these consumers read and publish to, as far as they are named."""
         names = list[str]()
-        for owner, consumer in self._consumers:
+        for owner, consumer in consumers:
             if owner is broker:
                 names += consumer.source(consumer.check(broker.engine)).topics
             names += [topic for place, topic in consumer.destinations() if (place or owner) is broker]
@@ -524,10 +525,13 @@ class App:
         check_apart(
             [consumer, *(running.consumer for running in self.consuming if running.engine is self.broker.engine)]
         )
+        self._check_destinations(consumer)
         consumer.check(self.broker.engine)
         watch = None if self.watcher is None else self.watcher.watch_call
         consumer.compile(self._environment(self.broker), self.broker.send, watch)
-        await self.broker.declare([Topic(name) for name in topics if not is_pattern(name)], self._declare)
+        for broker in self._brokers:
+            if names := self._names(broker, [(self.broker, consumer)]):
+                await broker.declare([Topic(name) for name in names], self._declare)
         running = await self._start_consumer(self.broker, consumer)
         self.consuming.append(running)
         try:
