@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from headwater import Broker, Message
+from headwater.clock import SYSTEM_CLOCK, Clock
 from headwater.engine import Ack, Change, OnChange, Source
 from headwater.engines.memory import CAPABILITIES, MemoryEngine, MemorySubscription
 from headwater.message import Outgoing, Receipt
@@ -23,9 +24,9 @@ class RecordingEngine(MemoryEngine):
     of them; `went_back` has those that were not above the one before.
     """
 
-    def __init__(self, store: str = "", **changes: Any) -> None:
+    def __init__(self, *, clock: Clock = SYSTEM_CLOCK, **changes: Any) -> None:
         capabilities = msgspec.structs.replace(CAPABILITIES, **changes)
-        super().__init__(store, capabilities=lambda _source: capabilities)
+        super().__init__(clock=clock, capabilities=lambda _source: capabilities)
         self.up_to = capabilities.ack is Ack.UP_TO
         self.log: list[tuple[str, list[Message], Any]] = []
         self.went_back: list[Message] = []
