@@ -11,16 +11,16 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Set
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, Self, TypeVar
 
 import msgspec
 
-from .broker import Broker
+from .broker import BROKERS, Broker
 from .consumer import Consumer, Running, check_apart, consumers_of
-from .depends import Environment
+from .depends import Environment, name_of
 from .engine import DeclareMode, Topic
 from .errors import AuthenticationError, ConfigurationError, ConnectError, NoBrokerError
 from .handler import Call, Handler, Middleware
@@ -399,6 +399,7 @@ class App:
         for function, publisher in strays:
             if function not in subscribing:
                 refuse(function, publisher)
+        self._name_strangers(subscribing)
         found = []
         for broker, declared, _ in gathered:
             whole = [(subscriber, (*own, *publishers_of(subscriber, strays))) for subscriber, own in declared]
@@ -407,6 +408,17 @@ class App:
                 consumer.check(broker.engine)
                 found.append((broker, consumer))
         return found
+
+    def _name_strangers(self, subscribing: Set[Hook]) -> None:
+        """Warn of results that go nowhere: their publisher is on a broker that is not this app's.
+
+        No error: another app of this process may use the same functions with brokers of its own.
+        """
+        for broker in BROKERS - set(self._brokers):
+            for function, publisher in broker.router.gather()[1]:
+                if function in subscribing:
+                    text = "%s does not publish to %r on %s, which is none of this app's brokers"
+                    self.logger.warning(text, name_of(function), publisher.topic, broker)
 
     def _router_of(self, broker: Broker) -> Router:
         """All that is declared for a broker: on itself, and on the app if it is the first."""
