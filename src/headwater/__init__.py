@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .engine import Topic as Topic
     from .engines.local import LocalBroker as LocalBroker
     from .engines.memory import MemoryBroker as MemoryBroker
+    from .engines.rabbit import Rabbit as Rabbit
+    from .engines.rabbit import RabbitBroker as RabbitBroker
     from .errors import AuthenticationError as AuthenticationError
     from .errors import BatchError as BatchError
     from .errors import ConfigurationError as ConfigurationError
@@ -107,6 +109,10 @@ _HOMES = {
     "engine": ("Topic",),
     "engines.local": ("LocalBroker",),
     "engines.memory": ("MemoryBroker",),
+    "engines.rabbit": (
+        "Rabbit",
+        "RabbitBroker",
+    ),
     "errors": (
         "BatchError",
         "ConfigurationError",

@@ -20,6 +20,9 @@ FromUrl = Callable[[SplitResult, Mapping[str, str]], Engine]
 _OURS: Final = {
     "memory": "headwater.engines.memory:from_url",
     "local": "headwater.engines.local:from_url",
+    "amqp": "headwater.engines.rabbit:from_url",
+    "amqps": "headwater.engines.rabbit:from_url",
+    "rabbit": "headwater.engines.rabbit:from_url",
 }
 
 
