@@ -34,7 +34,7 @@ _QUEUE: Final = Capabilities(
     durable=True,
 )
 _QUORUM: Final = msgspec.structs.replace(_QUEUE, counts_deliveries=True, counts_unbegun=True)
-_READER: Final = Capabilities(delayed_send=True, headers=True, patterns=True, groups=True)
+_READER: Final = Capabilities(delayed_send=True, headers=True, patterns=True, groups=True, durable=True)
 
 
 class RabbitEngine:

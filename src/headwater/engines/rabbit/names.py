@@ -14,7 +14,8 @@ QUEUE_PREFIX: Final = "hw.queue/"  # a topic of this kind is a queue itself, suc
 REPLY_QUEUE: Final = "hw.reply."
 READER_QUEUE: Final = "hw.reader."
 
-_LONGEST: Final = 200  # bytes; AMQP takes 255, and the names of groups and of dead letters are longer than their topic's
+_LONGEST: Final = 200  # AMQP takes 255, and the names of groups and of dead letters are longer than their topic's
+_FORBIDDEN: Final = re.compile(r"[^a-zA-Z0-9\-_.:,/+ ]")  # pamqp refuses more than RabbitMQ would
 _SEPARATOR: Final = ":"
 _PATH_FIELD: Final = re.compile(r"\{\w+:path\}")
 _FIELD: Final = re.compile(r"\{\w+\}")
@@ -22,23 +23,28 @@ _FIELD: Final = re.compile(r"\{\w+\}")
 
 def check_topic(name: str) -> None:
     """Raise TopicNameError for a name no exchange can have."""
-    if not name or name != name.strip() or "{" in name or "}" in name:
-        raise TopicNameError(name, "a name is not empty, and has neither braces nor blanks around it")
+    if not name or name != name.strip():
+        raise TopicNameError(name, "a name is not empty, and has no blanks around it")
+    if _FORBIDDEN.search(name):
+        raise TopicNameError(name, "the client carries letters of English, digits, blanks and any of - _ . : , / +")
     if name.startswith("amq.") or name == HUB:
-        raise TopicNameError(name, "names that begin with amq. are RabbitMQ's own, and hw.topics is Headwater's")
-    if len(name.encode()) > _LONGEST:
-        raise TopicNameError(name, f"it has more than {_LONGEST} bytes")
+        raise TopicNameError(name, f"names that begin with amq. are RabbitMQ's own, and {HUB} is Headwater's")
+    if len(name) > _LONGEST:
+        raise TopicNameError(name, f"it has more than {_LONGEST} characters")
 
 
 def group_queue(topic: str, group: str) -> str:
-    """The queue of a group on a topic or pattern; the group is quoted, so that no two pairs share a queue."""
-    return f"{wildcard(topic)}{_SEPARATOR}{quote(group, safe=' /@')}"
+    """The queue of a group on a topic or pattern. What a name cannot carry is quoted, so that no two share one."""
+    quoted = quote(group, safe="@ ").replace("%", "+").replace("~", "+7E")
+    return f"{wildcard(topic).replace('*', '@')}{_SEPARATOR}{quoted}"
 
 
 def topic_and_group(queue: str) -> tuple[str, str] | None:
-    """The topic and the group whose queue this is, or None."""
+    """The topic, or the binding key of a pattern, and the group whose queue this is, or None."""
     topic, separator, group = queue.rpartition(_SEPARATOR)
-    return (topic, unquote(group)) if separator and not queue.startswith(INTERNAL_PREFIX) else None
+    if not separator or queue.startswith(INTERNAL_PREFIX):
+        return None
+    return topic.replace("@", "*"), unquote(group.replace("+", "%"))
 
 
 def wildcard(pattern: str) -> str:
