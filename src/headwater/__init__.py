@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .engines.memory import MemoryBroker as MemoryBroker
     from .engines.nats import Nats as Nats
     from .engines.nats import NatsBroker as NatsBroker
+    from .engines.rabbit import Rabbit as Rabbit
+    from .engines.rabbit import RabbitBroker as RabbitBroker
     from .errors import AuthenticationError as AuthenticationError
     from .errors import BatchError as BatchError
     from .errors import ConfigurationError as ConfigurationError
@@ -112,6 +114,10 @@ _HOMES = {
     "engines.nats": (
         "Nats",
         "NatsBroker",
+    ),
+    "engines.rabbit": (
+        "Rabbit",
+        "RabbitBroker",
     ),
     "errors": (
         "BatchError",
