@@ -20,6 +20,19 @@ FromUrl = Callable[[SplitResult, Mapping[str, str]], Engine]
 _OURS: Final = {
     "memory": "headwater.engines.memory:from_url",
     "local": "headwater.engines.local:from_url",
+    **dict.fromkeys(
+        (
+            "redis",
+            "rediss",
+            "redis+pubsub",
+            "rediss+pubsub",
+            "redis+cluster",
+            "rediss+cluster",
+            "redis+sentinel",
+            "rediss+sentinel",
+        ),
+        "headwater.engines.redis:from_url",
+    ),
 }
 
 
