@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from servers.redis import RedisServer
 
 from headwater import RedisBroker
 from headwater.testing.contract import EngineContract, MakeBroker, Restart
+from servers.redis import RedisServer
 
 
 class TestRedis(EngineContract):

@@ -15,6 +15,7 @@ from ...message import ATTEMPTS, Message, Outgoing, Position, Receipt
 from ...topics import RETRY_SUFFIX, is_pattern
 from . import names, places
 from .entries import read
+from .listening import rung
 from .locks import Lock
 from .patterns import streams_matching
 from .reading import BLOCK, Basket, Reader
@@ -223,9 +224,7 @@ class Member:
                 while await self._claim(await self.basket.demand()):
                     pass
                 self._caught_up.set()
-                await asyncio.wait_for(self._rung.wait(), self._lease / 2)
-            except TimeoutError:
-                pass
+                await rung(self._rung, self._lease / 2)
             except (Disconnected, Refusal) as error:
                 _log.debug("%s could not look for what others left: %s", self.name, error)
                 self._doubt()

@@ -12,14 +12,13 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
-import msgspec
-
 from . import names
-from .listening import Bells
+from .listening import Bells, rung
 from .servers import Servers, call
 from .wire import Command, Disconnected, Refusal
 
 BURST: Final = 100  # messages that one run of the script adds
+MARK: Final = 12  # bytes that tell two equal messages apart
 LOOK_AGAIN: Final = 5.0  # seconds; whoever delays something that is due earlier says so
 
 _NOW: Final = """
@@ -41,7 +40,9 @@ _ADD: Final = (
     + """
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, tonumber(ARGV[1]))
 for _, member in ipairs(due) do
-  local added = redis.pcall('XADD', KEYS[2], '*', unpack(cmsgpack.unpack(member)[2]))
+  local fields, at = {}, 1 + tonumber(ARGV[2])
+  while at <= #member do fields[#fields + 1], at = struct.unpack('>I4c0', member, at) end
+  local added = redis.pcall('XADD', KEYS[2], '*', unpack(fields))
   if type(added) == 'table' and added.err then return redis.error_reply(added.err) end
   redis.call('ZREM', KEYS[1], member)
 end
@@ -55,7 +56,8 @@ _log: Final = logging.getLogger("headwater.redis")
 
 def held(topic: str, delay: float, fields: Sequence[bytes]) -> Command:
     """The command that keeps an entry for `delay` seconds."""
-    member = msgspec.msgpack.encode((os.urandom(12), fields))  # two equal messages are two members
+    packed = b"".join([len(field).to_bytes(4, "big") + field for field in fields])
+    member = os.urandom(MARK) + packed  # two equal messages are two members
     return ("EVAL", _HOLD, 1, names.delayed(topic), max(1, round(delay * 1000)), member, names.DELAYS)
 
 
@@ -83,10 +85,7 @@ class Delays:
             self._rung.clear()
             wait = await self._add_what_is_due()
             if wait > 0:
-                try:
-                    await asyncio.wait_for(self._rung.wait(), wait)
-                except TimeoutError:
-                    pass
+                await rung(self._rung, wait)
 
     async def _add_what_is_due(self) -> float:
         """Seconds until there is more to do."""
@@ -95,7 +94,7 @@ class Delays:
             if not topics:
                 return LOOK_AGAIN
             replies = await self._servers.ask([
-                (topic, ("EVAL", _ADD, 2, names.delayed(topic), topic, BURST)) for topic in topics
+                (topic, ("EVAL", _ADD, 2, names.delayed(topic), topic, BURST, MARK)) for topic in topics
             ])  # fmt: skip
         except (Disconnected, Refusal) as error:
             _log.debug("no look at delayed messages: %s", error)

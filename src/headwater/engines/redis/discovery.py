@@ -9,7 +9,7 @@ from typing import Final
 
 from ...topics import match
 from . import names
-from .listening import Bells
+from .listening import Bells, rung
 from .patterns import streams_matching
 from .servers import Servers
 from .wire import Disconnected, Refusal
@@ -54,10 +54,7 @@ class Discovery:
 
     async def _run(self) -> None:
         while True:
-            try:
-                await asyncio.wait_for(self._rung.wait(), LOOK_AGAIN)
-            except TimeoutError:
-                self._look = True
+            self._look |= not await rung(self._rung, LOOK_AGAIN)
             self._rung.clear()
             heard, self._heard = self._heard, set()
             look, self._look = self._look, False

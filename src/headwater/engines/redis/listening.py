@@ -22,6 +22,15 @@ _CONFIRMED: Final = frozenset((b"subscribe", b"psubscribe"))
 _log: Final = logging.getLogger("headwater.redis")
 
 
+async def rung(bell: asyncio.Event, seconds: float) -> bool:
+    """Whether it rang within so many seconds. Unlike `asyncio.wait_for` before 3.12 it never swallows a cancellation."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await bell.wait()
+    except TimeoutError:
+        return False
+
+
 class Listener:
     """Hears what is published to some channels. What is published while it is away is missed, and nobody knows what.
 

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from . import names
+from .listening import rung
 from .servers import Servers, call
 from .wire import Disconnected, Refusal
 
@@ -71,8 +72,8 @@ class Lock:
 
     async def _keep(self) -> None:
         while True:
-            held = self.held.is_set()
-            third = self._seconds / 3
+            self._rung.clear()
+            held, third = self.held.is_set(), self._seconds / 3
             try:
                 async with asyncio.timeout(third):
                     await (self._renew() if held else self._take())
@@ -82,12 +83,8 @@ class Lock:
                 self.held.clear()
                 _log.warning("the lock %s was lost: another member of the group may be active", self._key)
                 await self.on_lost()
-            self._rung.clear()
             wait = third / 2 if self.held.is_set() else random.uniform(0.5, 1.0) * third
-            try:
-                await asyncio.wait_for(self._rung.wait(), wait)
-            except TimeoutError:
-                pass
+            await rung(self._rung, wait)
 
     async def _take(self) -> None:
         asked = asyncio.get_running_loop().time()

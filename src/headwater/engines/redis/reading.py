@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Protocol
 
-from ...errors import AuthenticationError, ConnectError
+from ...errors import ConnectError
 from ...message import Message
 from ...retry import Retry
 from .node import Node
@@ -195,12 +195,12 @@ class Reader:
                 return
             except Disconnected:
                 delay = _BACKOFF.delay(min(tries, 3))  # the server is waited for elsewhere
-            except AuthenticationError as error:
-                self._duty.basket.fail(error)
-                return
             except (ConnectError, Refusal) as error:
                 delay = _BACKOFF.delay(tries)
                 self._complain(error)
+            except Exception as error:
+                self._duty.basket.fail(error)
+                raise
             finally:
                 self._waiting = None
                 if wire is not None:

@@ -111,7 +111,8 @@ class OneServer:
         return self._node
 
     def together(self, keys: Iterable[str]) -> dict[int, list[str]]:
-        return {0: list(keys)}
+        together = list(keys)
+        return {0: together} if together else {}
 
     def look_again(self, node: Node, refusal: Refusal) -> None:
         if refusal.code == "READONLY" and (self._sentinel is not None or len(self._hosts) > 1):

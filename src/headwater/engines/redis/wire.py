@@ -66,6 +66,9 @@ class Wire(asyncio.Protocol):
         if self._transport is None:
             future.set_exception(Disconnected("the connection is closed"))
             return future
+        if not commands:
+            future.set_result([])
+            return future
         if not self._expected:
             self._heard = self._loop.time()
         self._expected.append((future, len(commands)))
