@@ -54,7 +54,8 @@ class Discovery:
 
     async def _run(self) -> None:
         while True:
-            self._look |= not await rung(self._rung, LOOK_AGAIN)
+            if not await rung(self._rung, LOOK_AGAIN):
+                self._look = True
             self._rung.clear()
             heard, self._heard = self._heard, set()
             look, self._look = self._look, False

@@ -23,7 +23,7 @@ _log: Final = logging.getLogger("headwater.redis")
 
 
 async def rung(bell: asyncio.Event, seconds: float) -> bool:
-    """Whether it rang within so many seconds. Unlike `asyncio.wait_for` before 3.12 it never swallows a cancellation."""
+    """Whether it rang within so many seconds. Unlike `asyncio.wait_for` before 3.12 this swallows no cancellation."""
     try:
         async with asyncio.timeout(seconds):
             return await bell.wait()
