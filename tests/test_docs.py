@@ -179,7 +179,8 @@ def test_an_example_runs_to_its_end(example: Path, tmp_path: Path) -> None:
         text=True,
         timeout=20,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr  # an example may show what is logged of failures
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Start = Literal["latest", "earliest"] | int | datetime | Mapping[int, int]
+Start = Literal["latest", "earliest"] | str | int | datetime | Mapping[int, int]
 """Where reading begins: `earliest` is the first kept, `latest` what the next message will get; an
-offset; an offset per partition; or an aware datetime."""
+offset, which is a str on some engines; an offset per partition; or an aware datetime."""
 
 DeclareMode = Literal["create", "check", "off"]
 

@@ -28,6 +28,19 @@ _OURS: Final = {
     "amqp": "headwater.engines.rabbit:from_url",
     "amqps": "headwater.engines.rabbit:from_url",
     "rabbit": "headwater.engines.rabbit:from_url",
+    **dict.fromkeys(
+        (
+            "redis",
+            "rediss",
+            "redis+pubsub",
+            "rediss+pubsub",
+            "redis+cluster",
+            "rediss+cluster",
+            "redis+sentinel",
+            "rediss+sentinel",
+        ),
+        "headwater.engines.redis:from_url",
+    ),
 }
 
 

@@ -13,7 +13,13 @@ import msgspec
 
 from ...clock import SYSTEM_CLOCK, Clock
 from ...engine import Ack, Assigned, Capabilities, DeclareMode, OnChange, Revoked, Source, Start, Topic
-from ...errors import NotSupportedError, OffsetOutOfRangeError, TopicNameError, TopicNotFoundError
+from ...errors import (
+    ConfigurationError,
+    NotSupportedError,
+    OffsetOutOfRangeError,
+    TopicNameError,
+    TopicNotFoundError,
+)
 from ...log.assignment import Wanted, balanced
 from ...message import Outgoing, Receipt
 from ...topics import REPLIES, is_pattern
@@ -229,7 +235,8 @@ class MemoryEngine:
         if isinstance(start, datetime):
             return partition.at(start.timestamp())
         offset = start.get(place[1], partition.earliest) if isinstance(start, Mapping) else start
-        assert isinstance(offset, int)
+        if not isinstance(offset, int):
+            raise ConfigurationError(f"start={start!r}: give 'earliest', 'latest', an offset or an aware datetime")
         if not partition.earliest <= offset <= partition.latest:
             raise OffsetOutOfRangeError(*place, offset, partition.earliest, partition.latest)
         return offset
