@@ -294,4 +294,6 @@ def _reason(error: BaseException) -> str:
     text = str(error).removeprefix("nats: ").strip("'\"")
     if isinstance(error, TimeoutError):
         return f"no answer within {ANSWER_WITHIN:g} s"
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
     return text or type(error).__name__

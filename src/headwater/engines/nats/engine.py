@@ -12,6 +12,7 @@ from ...clock import SYSTEM_CLOCK, Clock
 from ...engine import Ack, Capabilities, DeclareMode, OnChange, Source, Subscription, Topic
 from ...errors import ConnectError, NotSupportedError
 from ...message import Outgoing, Receipt
+from ...topics import RETRY_SUFFIX
 from . import subjects
 from .administration import JetStreamAdmin
 from .api import NO_JETSTREAM, Api, JetStreamError, NoAnswerError
@@ -88,6 +89,8 @@ class JetStreamEngine:
                 raise NotSupportedError("nats", f"{topic.partitions} partitions of {topic.name!r}", "a stream has one")
             if mode == "create":
                 await self.streams.ensure(topic)
+                if topic.name.endswith(RETRY_SUFFIX) and self.streams.can_schedule:
+                    await self.streams.check_schedules(topic.name)  # without, messages would be held up for ever
             elif mode == "check":
                 self.streams.forget(topic.name)
                 await self.streams.of(topic.name)
