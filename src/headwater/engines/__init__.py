@@ -25,6 +25,22 @@ _OURS: Final = {
     "nats+core": "headwater.engines.nats:core_from_url",
     "nats+core+tls": "headwater.engines.nats:core_from_url",
     "tls": "headwater.engines.nats:from_url",
+    "amqp": "headwater.engines.rabbit:from_url",
+    "amqps": "headwater.engines.rabbit:from_url",
+    "rabbit": "headwater.engines.rabbit:from_url",
+    **dict.fromkeys(
+        (
+            "redis",
+            "rediss",
+            "redis+pubsub",
+            "rediss+pubsub",
+            "redis+cluster",
+            "rediss+cluster",
+            "redis+sentinel",
+            "rediss+sentinel",
+        ),
+        "headwater.engines.redis:from_url",
+    ),
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from ...engine import Source, Start
-from ...errors import OffsetOutOfRangeError
+from ...errors import ConfigurationError, OffsetOutOfRangeError
 from .api import CONSUMER_THERE, NAME_TAKEN, NO_CONSUMER, NO_MESSAGE, NO_STREAM, Api, JetStreamError
 from .connection import log
 from .options import Nats, Settings
@@ -228,6 +228,8 @@ def beginning(start: Start, topic: str, info: StreamInfo) -> dict[str, Any]:
             if not info.earliest <= start <= info.latest:
                 raise OffsetOutOfRangeError(topic, 0, start, info.earliest, info.latest)
             return _at(start)
+        case str():
+            raise ConfigurationError(f"start={start!r}: give 'earliest', 'latest', an offset or an aware datetime")
         case _:
             return beginning(start.get(0, "earliest"), topic, info)
 
