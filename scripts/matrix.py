@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ is used in (see its page), "?" where the test was not run yet. A refusal is test
 
 def render() -> str:
     """The page."""
-    engines = {scheme: engine_for(f"{scheme}://nowhere") for scheme in _OURS}
+    engines = _distinct({scheme: engine_for(f"{scheme}://nowhere") for scheme in _OURS})
     columns = [(scheme, name, engine) for scheme, engine in engines.items() for name in SOURCES]
     rows = [["| |", *(f" `{scheme}://` {name} |" for scheme, name, _ in columns)]]
     rows.append(["|---|", *("---|" for _ in columns)])
@@ -79,6 +80,15 @@ def render() -> str:
         cells = (_can(engine, operation) for engine in engines.values())
         admin.append([f"| {operation} |", *(f" {_cell(able)} |" for able in cells)])
     return TOP + _table(rows) + ADMIN + _table(admin) + BEHAVIOUR + _table(_behaviour(read(SEEN)))
+
+
+def _distinct(engines: Mapping[str, Engine]) -> dict[str, Engine]:
+    """One scheme for all that can do the same: the others only reach the server in another way."""
+    found: dict[Any, tuple[str, Engine]] = {}
+    for scheme, engine in engines.items():
+        can = tuple(engine.capabilities(source) for source in SOURCES.values())
+        found.setdefault((type(engine), can), (scheme, engine))
+    return dict(found.values())
 
 
 def tests() -> list[str]:

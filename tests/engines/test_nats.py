@@ -35,6 +35,7 @@ from headwater import (
     TopicNotFoundError,
 )
 from headwater.engine import Source
+from headwater.engines.nats import JetStreamEngine
 from headwater.testing.contract.tools import nothing_more, reading, settled, taken
 from servers.nats import NatsServer
 
@@ -583,6 +584,18 @@ async def test_what_has_no_room_is_dropped_and_counted(
     assert caplog.text.count("were dropped") == 1
 
 
+async def test_what_anybody_sends_to_an_inbox_ends_nothing(
+    broker: NatsBroker, foreigner: Foreigner, topic: str, group: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with reading(broker, topic, group) as place:
+        (pull,) = place._pulls.values()  # type: ignore[attr-defined]  # nobody else knows where to send it
+        await foreigner.publish(pull._inbox.decode(), b"rubbish", reply="no.place")
+        await foreigner.flush()
+        await broker.publish(1, topic)
+        assert [message.value for message in await taken(place, 1)] == [1]
+    assert "none that belongs there" in caplog.text
+
+
 # --- one active member --------------------------------------------------------------------------------
 
 
@@ -641,6 +654,18 @@ async def test_a_credentials_file_is_shown(tmp_path: Any) -> None:
             await Broker(server.url).connect()
 
 
+def test_several_hosts_and_their_ports_are_read_from_the_url() -> None:
+    for url, hosts in (
+        ("nats://", ("localhost:4222",)),
+        ("nats://a,b:1", ("a:4222", "b:1")),
+        ("nats://me:pw@[::1],[::2]:7", ("[::1]:4222", "[::2]:7")),
+    ):
+        engine = NatsBroker(url).engine
+        assert isinstance(engine, JetStreamEngine)
+        assert engine.settings.hosts == hosts
+        assert "pw" not in repr(engine.settings)
+
+
 @pytest.mark.parametrize("scheme", ["nats", "nats+core"])
 async def test_wrong_credentials_are_refused_at_once_without_showing_them(scheme: str) -> None:
     async with NatsServer(user="anne", password="right") as server:
@@ -687,6 +712,8 @@ def test_an_option_that_nats_lacks_is_refused_by_name() -> None:
         Broker("nats://localhost?partitions=3")
     with pytest.raises(ConfigurationError, match="lease"):
         Broker("nats://localhost?lease=0")
+    with pytest.raises(ConfigurationError, match=r"no file 'missing\.creds'"):
+        NatsBroker(credentials="missing.creds")
 
 
 async def test_a_missing_client_names_the_extra(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,9 +25,16 @@ from .streams import Streams
 
 _PINNED_SINCE: Final = (2, 11)
 
-_READER: Final = Capabilities(headers=True, patterns=True, groups=True, exclusive=True, replay=True, durable=True)
+_READER: Final = Capabilities(headers=True, patterns=True, groups=True, replay=True, durable=True)
 _GROUP: Final = msgspec.structs.replace(
-    _READER, ack=Ack.EACH, counts_deliveries=True, counts_unbegun=True, nack=True, delayed_nack=True, reject=True
+    _READER,
+    ack=Ack.EACH,
+    counts_deliveries=True,
+    counts_unbegun=True,
+    nack=True,
+    delayed_nack=True,
+    reject=True,
+    exclusive=True,
 )
 
 
