@@ -15,7 +15,7 @@ import pamqp.frame
 from pamqp.commands import Basic
 
 from ...engine import Source
-from ...errors import HeadwaterError, NotSupportedError
+from ...errors import ConnectError, HeadwaterError, NotSupportedError
 from ...inbox import Inbox
 from ...message import Message, Outgoing, Position, Receipt
 from ...topics import is_pattern, match
@@ -28,6 +28,7 @@ from .wire import read
 
 _log: Final = logging.getLogger("headwater.rabbit")
 
+BEGIN: Final = 10.0  # seconds in which a queue can be consumed; one whose leader is lost never answers
 REFRESH: Final = 5.0  # seconds between two looks whether a queue is still bound as it should be
 
 
@@ -100,8 +101,11 @@ class Tap:
         self._keeper: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Take the place; what is published from now on comes. Raises what `Topology.make_place` does."""
-        await self._begin()
+        """Take the place; what is published from now on comes. Raises what `Topology.make_place` does, or ConnectError."""
+        try:
+            await self._begin()
+        except TimeoutError:
+            raise ConnectError(f"the queue {self._place.queue!r}", f"no answer within {BEGIN:g} s") from None
         self._keeper = asyncio.create_task(self._keep(), name=f"headwater {self._place.queue}")
 
     async def close(self) -> None:
@@ -127,20 +131,21 @@ class Tap:
     # --- consuming ------------------------------------------------------------------------------------
 
     async def _begin(self) -> None:
-        await self._topology.make_place(self._link, self._place, self._options)
-        session = Session()
-        session.channel = await open_channel(
-            await self._link.connection(), on_delivered=partial(self._delivered, session)
-        )
-        try:
-            session.channel.closing.add_done_callback(session.end)
-            session.channel.on_consumer_cancel_callbacks.add(session.end)
-            await session.channel.basic_qos(prefetch_count=self._prefetch)
-            self._session, self._consumers = session, 0
-            await self._consume(session)
-        except BaseException:
-            await leave_channel(session.channel)
-            raise
+        async with asyncio.timeout(BEGIN):
+            await self._topology.make_place(self._link, self._place, self._options)
+            session = Session()
+            session.channel = await open_channel(
+                await self._link.connection(), on_delivered=partial(self._delivered, session)
+            )
+            try:
+                session.channel.closing.add_done_callback(session.end)
+                session.channel.on_consumer_cancel_callbacks.add(session.end)
+                await session.channel.basic_qos(prefetch_count=self._prefetch)
+                self._session = session
+                await self._consume(session)
+            except BaseException:
+                await leave_channel(session.channel)
+                raise
 
     async def _consume(self, session: Session) -> None:
         self._consumers += 1
@@ -209,16 +214,17 @@ class Tap:
         for message in self._inbox.clear():
             if message.token[0] is not session:  # those come again
                 self._inbox.put(message)
-        self._inbox.size -= self._consumers * self._prefetch
-        self._consumers = 0
         for tries in itertools.count(1):
+            self._inbox.size -= self._consumers * self._prefetch
+            self._consumers = 0
             try:
                 await self._tell_of_a_gap()
                 return await self._begin()
             except HeadwaterError as error:
                 return self._inbox.fail(error)
             except (*LOST, TimeoutError) as error:
-                _log.debug("%s cannot be consumed yet: %s", self._place.queue, error)
+                if tries == 1 and self._link.available:
+                    _log.warning("the queue %r cannot be consumed yet: %r. Trying on", self._place.queue, error)
                 await asyncio.sleep(BACKOFF.delay(tries))
 
     async def _tell_of_a_gap(self) -> None:
