@@ -10,10 +10,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
-from servers.process import free_ports
-from servers.proxy import Proxy
-from servers.rabbit import RabbitServer
-from waiting import until
 
 from headwater import (
     App,
@@ -24,6 +20,10 @@ from headwater import (
     HeadwaterError,
     RabbitBroker,
 )
+from servers.process import free_ports
+from servers.proxy import Proxy
+from servers.rabbit import RabbitServer
+from waiting import until
 
 
 @pytest.fixture
@@ -97,7 +97,10 @@ async def test_a_server_that_was_away_under_load_costs_no_message(
     rabbit_server: RabbitServer, topic: str, said: Said
 ) -> None:
     async with Load(RabbitBroker(rabbit_server.url), topic) as load:
-        for away in (rabbit_server.stop, rabbit_server.kill):  # in 3.10 quorum queues do not survive a crash while young
+        for away in (
+            rabbit_server.stop,
+            rabbit_server.kill,
+        ):  # in 3.10 quorum queues do not survive a crash while young
             await away()
             await until(lambda: not load.app.is_ready)
             await rabbit_server.start()

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import aiormq
 from aiormq.abc import ChannelFrame
+from aiormq.connection import FrameReceiver, ReceivedFrame
 from pamqp.commands import Basic, Connection
 
 Delivered = Callable[[Basic.Deliver, Basic.Properties, bytes], None]
@@ -30,14 +31,14 @@ class DirectConnection(aiormq.Connection):
         return await aiormq.Connection._rpc(request, writer, _Refusable(frame_receiver), wait_response)
 
 
-class _Refusable:
-    """Receives answers while connecting. The layer itself reports a refusal as an unexpected frame, without its text."""
+class _Refusable(FrameReceiver):
+    """Receives answers while connecting. The layer itself tells of a refusal without its text."""
 
-    def __init__(self, receiver: Any) -> None:
+    def __init__(self, receiver: FrameReceiver) -> None:
         self._receiver = receiver
 
-    async def get_frame(self) -> tuple[int, int, Any]:
-        answer: tuple[int, int, Any] = await self._receiver.get_frame()
+    async def get_frame(self) -> ReceivedFrame:
+        answer = await self._receiver.get_frame()
         if isinstance(answer[2], Connection.Close):
             raise aiormq.ConnectionClosed(answer[2].reply_code, answer[2].reply_text)
         return answer
@@ -52,7 +53,7 @@ class DirectChannel(aiormq.Channel):
     _sent: asyncio.Future[None] | None = None  # done once what was posted last is on its way
 
     async def rpc(self, frame: Any, timeout: float | None = None) -> Any:
-        """As the layer's, which cancels whoever calls when it drops a connection: that is none of the caller's doing."""
+        """As the layer's, which cancels who calls when it drops a connection: that is none of the caller's doing."""
         try:
             return await super().rpc(frame, timeout=timeout)
         except asyncio.CancelledError:

@@ -8,13 +8,14 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, Self
 
 import pamqp.frame
 from pamqp.commands import Basic
 
-from ...engine import Source
+from ...engine import Source, Start
 from ...errors import ConnectError, HeadwaterError, NotSupportedError
 from ...inbox import Inbox
 from ...message import Message, Outgoing, Position, Receipt
@@ -86,7 +87,9 @@ class Tap:
     attempt one more consumer is given others, so that failing messages do not hold up the rest.
     """
 
-    def __init__(self, link: Link, topology: Topology, place: Place, source: Source, prefetch: int, inbox: Inbox) -> None:
+    def __init__(
+        self, link: Link, topology: Topology, place: Place, source: Source, prefetch: int, inbox: Inbox
+    ) -> None:
         self._link = link
         self._topology = topology
         self._place = place
@@ -96,12 +99,15 @@ class Tap:
         self._inbox = inbox
         self._topics = {binding.exchange: binding.topic for binding in place.bindings if not is_pattern(binding.topic)}
         self._patterns = [binding.topic for binding in place.bindings if is_pattern(binding.topic)]
+        self._position = _position(source.start)  # in a stream: where it is read from
+        # A stream begins at the chunk that contains a time; messages are stamped to the second.
+        self._since = int(source.start.timestamp()) if isinstance(source.start, datetime) else 0
         self._consumers = 0
         self._session = Session()
         self._keeper: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Take the place; what is published from now on comes. Raises what `Topology.make_place` does, or ConnectError."""
+        """Take the place; what is published from now on comes. Raises as `Topology.make_place`, or ConnectError."""
         try:
             await self._begin()
         except TimeoutError:
@@ -143,6 +149,8 @@ class Tap:
                 await session.channel.basic_qos(prefetch_count=self._prefetch)
                 self._session = session
                 await self._consume(session)
+                if self._position == "next":  # should the connection be lost before anything came
+                    self._position = datetime.now(UTC)
             except BaseException:
                 await leave_channel(session.channel)
                 raise
@@ -151,7 +159,8 @@ class Tap:
         self._consumers += 1
         self._inbox.size += self._prefetch
         tag = f"{self._source.client}.{self._consumers}"
-        await session.channel.basic_consume(self._place.queue, _unused, consumer_tag=tag)
+        arguments = {"x-stream-offset": self._position} if self._place.stream else None
+        await session.channel.basic_consume(self._place.queue, _unused, consumer_tag=tag, arguments=arguments)
 
     def _delivered(self, session: Session, frame: Basic.Deliver, properties: Basic.Properties, body: bytes) -> None:
         tag = frame.delivery_tag
@@ -168,17 +177,23 @@ class Tap:
             body,
             found.key,
             found.headers,
-            None,
-            properties.message_id,
+            0 if self._place.stream else None,
+            found.offset,
             now if properties.timestamp is None else properties.timestamp.timestamp(),
             self._source.group,
             found.given_back + 1,
             (session, tag),
         )
+        if self._place.stream:
+            if message.time < self._since:
+                session.ack([tag])
+                return
+            assert isinstance(found.offset, int)
+            self._position = found.offset + 1
         self._inbox.put(message)
 
     def _topic(self, exchange: str) -> str | None:
-        """The topic of what was published to an exchange; None for what a wildcard let through that no pattern matches."""
+        """The topic of what was published to an exchange; None for what a wildcard let through and no pattern matches."""
         topic = self._topics.get(exchange)
         if topic is not None:
             return topic
@@ -211,9 +226,7 @@ class Tap:
         if not session.channel.is_closed:
             _log.warning("the queue %r was deleted, with the messages in it; it is made again", self._place.queue)
         await leave_channel(session.channel)
-        for message in self._inbox.clear():
-            if message.token[0] is not session:  # those come again
-                self._inbox.put(message)
+        self._forget_unreceived(session)
         for tries in itertools.count(1):
             self._inbox.size -= self._consumers * self._prefetch
             self._consumers = 0
@@ -226,6 +239,17 @@ class Tap:
                 if tries == 1 and self._link.available:
                     _log.warning("the queue %r cannot be consumed yet: %r. Trying on", self._place.queue, error)
                 await asyncio.sleep(BACKOFF.delay(tries))
+
+    def _forget_unreceived(self, session: Session) -> None:
+        """What was delivered and not received comes again."""
+        ours = list[Message]()
+        for message in self._inbox.clear():
+            if message.token[0] is session:
+                ours.append(message)
+            else:
+                self._inbox.put(message)
+        if ours and self._place.stream:
+            self._position = ours[0].offset
 
     async def _tell_of_a_gap(self) -> None:
         if self._place.temporary and not await queue_is_there(self._link, self._place.queue):
@@ -298,6 +322,19 @@ class QueueSubscription:
 
     async def seek(self, position: Position) -> None:
         raise NotSupportedError("rabbit", "seek", 'a queue has no places: give options=[Rabbit(queue_type="stream")]')
+
+
+def _position(start: Start) -> Any:
+    """Where a stream begins, as RabbitMQ is told."""
+    match start:
+        case "earliest":
+            return "first"
+        case "latest":
+            return "next"
+        case int() | datetime():
+            return start
+        case _:
+            return start.get(0, "first")
 
 
 def _by_session(messages: Sequence[Message]) -> dict[Session, list[int]]:

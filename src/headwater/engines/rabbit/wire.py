@@ -22,11 +22,19 @@ DELAYED_TO: Final = "hw-delayed-to"  # the exchange a delayed message goes to in
 DELAY_LEVEL: Final = "hw-delay-"  # with a number: a level at which it waits
 
 _ENCODING: Final = "content-encoding"
+_STREAM_OFFSET: Final = "x-stream-offset"
 _DELIVERY_COUNT: Final = "x-delivery-count"  # how often a quorum queue was given the message back
 _DEATHS: Final = ("x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason")
 
 # Headers that are properties in AMQP, in the order in which they come back, and what says that they are there.
-_PROPERTIES: Final = {CONTENT_TYPE: 0x8000, TYPE: 0x20, _ENCODING: 0x4000, REPLY_TO: 0x200, CORRELATION: 0x400, ID: 0x80}
+_PROPERTIES: Final = {
+    CONTENT_TYPE: 0x8000,
+    TYPE: 0x20,
+    _ENCODING: 0x4000,
+    REPLY_TO: 0x200,
+    CORRELATION: 0x400,
+    ID: 0x80,
+}
 _TABLE, _MODE, _PRIORITY, _EXPIRATION, _TIMESTAMP = 0x2000, 0x1000, 0x800, 0x100, 0x40
 _ALWAYS: Final = _MODE | _PROPERTIES[ID] | _TIMESTAMP
 _BASIC: Final = 60  # the class of messages
@@ -168,13 +176,15 @@ class Read(msgspec.Struct, gc=False):
     headers: Headers
     given_back: int = 0  # how often, as far as its queue counts that
     delayed_to: str | None = None
+    offset: int | str | None = None  # in a stream its place, else the message's id
 
 
 def read(properties: Basic.Properties, now: float) -> Read:
     """The key and headers that `head_frame` wrote, or that somebody else's program did."""
     table: dict[str, Any] = properties.headers or {}
-    found = Read(None, NO_HEADERS)
+    found = Read(None, NO_HEADERS, offset=properties.message_id)
     if table:
+        found.offset = table.pop(_STREAM_OFFSET, found.offset)
         key = table.pop(KEY, None)
         found.key = None if key is None else _bytes(key)
         found.given_back = table.pop(_DELIVERY_COUNT, 0)
@@ -197,7 +207,11 @@ def read(properties: Basic.Properties, now: float) -> Read:
 def _content(content_type: str | None, kind: str | None, encoding: str | None) -> Headers:
     """The headers of most messages, which share them: what they contain."""
     pairs = ((CONTENT_TYPE, content_type), (TYPE, kind), (_ENCODING, encoding))
-    return Headers([(name, value) for name, value in pairs if value]) if any((content_type, kind, encoding)) else NO_HEADERS
+    return (
+        Headers([(name, value) for name, value in pairs if value])
+        if any((content_type, kind, encoding))
+        else NO_HEADERS
+    )
 
 
 def _pairs(properties: Basic.Properties, table: dict[str, Any], now: float) -> list[tuple[str, bytes]]:
