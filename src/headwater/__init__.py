@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from .engine import Topic as Topic
     from .engines.local import LocalBroker as LocalBroker
     from .engines.memory import MemoryBroker as MemoryBroker
+    from .engines.nats import Nats as Nats
+    from .engines.nats import NatsBroker as NatsBroker
+    from .engines.rabbit import Rabbit as Rabbit
+    from .engines.rabbit import RabbitBroker as RabbitBroker
     from .engines.redis import Redis as Redis
     from .engines.redis import RedisBroker as RedisBroker
     from .errors import AuthenticationError as AuthenticationError
@@ -110,6 +114,14 @@ _HOMES = {
     "engine": ("Topic",),
     "engines.local": ("LocalBroker",),
     "engines.memory": ("MemoryBroker",),
+    "engines.nats": (
+        "Nats",
+        "NatsBroker",
+    ),
+    "engines.rabbit": (
+        "Rabbit",
+        "RabbitBroker",
+    ),
     "engines.redis": (
         "Redis",
         "RedisBroker",

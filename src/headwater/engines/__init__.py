@@ -20,6 +20,14 @@ FromUrl = Callable[[SplitResult, Mapping[str, str]], Engine]
 _OURS: Final = {
     "memory": "headwater.engines.memory:from_url",
     "local": "headwater.engines.local:from_url",
+    "nats": "headwater.engines.nats:from_url",
+    "nats+tls": "headwater.engines.nats:from_url",
+    "nats+core": "headwater.engines.nats:core_from_url",
+    "nats+core+tls": "headwater.engines.nats:core_from_url",
+    "tls": "headwater.engines.nats:from_url",
+    "amqp": "headwater.engines.rabbit:from_url",
+    "amqps": "headwater.engines.rabbit:from_url",
+    "rabbit": "headwater.engines.rabbit:from_url",
     **dict.fromkeys(
         (
             "redis",
