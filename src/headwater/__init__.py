@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     from .engine import Topic as Topic
     from .engines.local import LocalBroker as LocalBroker
     from .engines.memory import MemoryBroker as MemoryBroker
+    from .engines.nats import Nats as Nats
+    from .engines.nats import NatsBroker as NatsBroker
+    from .engines.rabbit import Rabbit as Rabbit
+    from .engines.rabbit import RabbitBroker as RabbitBroker
+    from .engines.redis import Redis as Redis
+    from .engines.redis import RedisBroker as RedisBroker
     from .errors import AuthenticationError as AuthenticationError
     from .errors import BatchError as BatchError
     from .errors import ConfigurationError as ConfigurationError
@@ -45,6 +51,7 @@ if TYPE_CHECKING:
     from .errors import OffsetOutOfRangeError as OffsetOutOfRangeError
     from .errors import PartitionLostError as PartitionLostError
     from .errors import PublishError as PublishError
+    from .errors import RefusedError as RefusedError
     from .errors import Reject as Reject
     from .errors import RemoteError as RemoteError
     from .errors import RequestTimeoutError as RequestTimeoutError
@@ -111,6 +118,18 @@ _HOMES = {
     "engine": ("Topic",),
     "engines.local": ("LocalBroker",),
     "engines.memory": ("MemoryBroker",),
+    "engines.nats": (
+        "Nats",
+        "NatsBroker",
+    ),
+    "engines.rabbit": (
+        "Rabbit",
+        "RabbitBroker",
+    ),
+    "engines.redis": (
+        "Redis",
+        "RedisBroker",
+    ),
     "errors": (
         "BatchError",
         "ConfigurationError",
@@ -129,6 +148,7 @@ _HOMES = {
         "OffsetOutOfRangeError",
         "PartitionLostError",
         "PublishError",
+        "RefusedError",
         "Reject",
         "RemoteError",
         "RequestTimeoutError",

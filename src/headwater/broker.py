@@ -8,7 +8,8 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Self, TypedDict
+from weakref import WeakSet
 
 from . import forks
 from .codecs import Codec, decoder_for, encode
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from .sync import SyncBroker
 
 _log = logging.getLogger("headwater")
+BROKERS: Final = WeakSet["Broker"]()  # all there are, so that an app can name one it was not given
 
 _Connection = tuple[Outbox | None, Requester | None]
 PublishNext = Callable[[Outgoing], Awaitable[Receipt]]
@@ -79,7 +81,8 @@ class Broker:
         self.include_router = self.router.include_router
         self._middleware = tuple(publish_middleware)
         self._engine: Engine | None = None
-        self._make_engine: Callable[[], Engine] | None = None  # None: somebody else's engine is used
+        self._make_engine: Callable[[], Engine] | None = None
+        self._made: Engine | None = None  # by that; `_engine` is another one where a test has replaced it
         self._outbox: Outbox | None = None
         self._requester: Requester | None = None
         self._streams: set[Stream] = set()
@@ -92,11 +95,13 @@ class Broker:
         self._sending: PublishNext = self._chain()
         if url is not None:
             self.use(functools.partial(engine_for, url), url)
+        BROKERS.add(self)
         forks.watch(self)
 
     def use(self, make_engine: Callable[[], Engine], url: str) -> None:
         """Be a broker on the engine this makes; once more in a forked child, which must not use its parent's."""
-        self._make_engine, self._engine, self.url = make_engine, make_engine(), url
+        self._make_engine, self.url = make_engine, url
+        self._engine = self._made = make_engine()
 
     def bind(self, url: str) -> None:
         """Choose the engine. Raises ConfigurationError once it is connected."""
@@ -222,8 +227,8 @@ class Broker:
             self._renew_engine()
 
     def _renew_engine(self) -> None:
-        if self._make_engine is not None:
-            self._engine = self._make_engine()
+        if self._make_engine is not None and self._engine is self._made:
+            self._engine = self._made = self._make_engine()
 
     async def flush(self, timeout: float = 10.0) -> bool:
         """Wait until all that was published is confirmed; False if `timeout` seconds were not enough."""
