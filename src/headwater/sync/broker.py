@@ -15,7 +15,15 @@ from .. import forks
 from ..broker import Broker, BrokerOptions
 from ..codecs import Codec, encode
 from ..engine import Start
-from ..errors import ConfigurationError, ConnectError, PublishError, SyncInAsyncError, TooManyInFlightError
+from ..errors import (
+    ConfigurationError,
+    ConnectError,
+    DeliveryUnknownError,
+    PublishError,
+    RequestTimeoutError,
+    SyncInAsyncError,
+    TooManyInFlightError,
+)
 from ..message import NO_HEADERS, HeadersLike, Message, Outgoing, Receipt
 from ..stream import Until
 from .courier import Courier
@@ -165,7 +173,11 @@ class SyncBroker:
         if not self._deliveries.enter(messages[0].topic, timeout, count):
             raise TooManyInFlightError(messages[0].topic, self._deliveries.most)
         try:
-            receipts = self._courier.call(lambda rest: self.broker.publish_many(messages, timeout=rest), timeout)
+            receipts = self._courier.call(
+                lambda rest: self.broker.publish_many(messages, timeout=rest),
+                timeout,
+                lambda: DeliveryUnknownError(messages[0].topic, timeout),
+            )
             delivered = count
         except PublishError as error:
             delivered = sum(receipt is not None for receipt in error.receipts)
@@ -203,6 +215,7 @@ class SyncBroker:
         return self._courier.call(
             lambda rest: self.broker.request(value, topic, key=key, headers=headers, timeout=rest, codec=codec),
             timeout,
+            lambda: RequestTimeoutError(topic, timeout),
         )
 
     get = _blocking(Broker.get)
@@ -249,21 +262,24 @@ class SyncBroker:
         """
         self._check_caller(method)
 
+        def late() -> ConnectError:
+            return ConnectError(str(self.broker), f"no answer to {method} within {self.call_timeout:g} s")
+
         async def in_time(rest: float) -> T:
             try:
                 async with asyncio.timeout(rest):
                     return await work()
             except TimeoutError as error:
-                raise ConnectError(str(self.broker), f"no answer to {method} within {self.call_timeout:g} s") from error
+                raise late() from error
 
-        return self._courier.call(in_time, self.call_timeout)
+        return self._courier.call(in_time, self.call_timeout, late)
 
     # --- coming and going -----------------------------------------------------------------------------
 
     def connect(self) -> None:
         """Reach the server now, instead of with the first use. Raises ConnectError after `connect_timeout` seconds."""
         self._check_caller("connect")
-        self._courier.call(_nothing, self.broker.connect_timeout)
+        self._courier.call(_nothing, self.broker.connect_timeout, self._courier.unsent)
 
     def close(self) -> None:
         """Deliver what is under way, within `exit_timeout` seconds, and leave the server, unless an app uses it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -21,7 +22,7 @@ from .thread import SHARED, LoopGone, Mailbox
 
 T = TypeVar("T")
 
-GRACE: Final = 5.0  # seconds that a loop is given beyond the time of a call, to say what happened
+GRACE: Final = 1.0  # seconds that a loop is given beyond the time of a call, to say what happened
 LOOK_AGAIN: Final = 0.25  # seconds at most between two looks at whose time is over, while nothing can be sent
 _RETRY: Final = Retry(backoff=(0.1, 5.0))  # waits between tries of what was certainly not accepted
 _NOT_ACCEPTED: Final = (ConnectError, NotConnectedError)
@@ -76,25 +77,34 @@ class Courier:
         self._queue.append(delivery)
         self._post(self.hand_over)
 
-    def call(self, work: Callable[[float], Coroutine[Any, Any, T]], timeout: float) -> T:
+    def call(
+        self, work: Callable[[float], Coroutine[Any, Any, T]], timeout: float, late: Callable[[], HeadwaterError]
+    ) -> T:
         """Have the loop do this, once the broker is connected and has what was published before; what it gives.
 
-        `work` is given the seconds that are left. Raises ConnectError if it could not begin within `timeout` seconds.
-        An interruption cancels it.
+        `work` is given the seconds that are left. Raises ConnectError if it could not begin within `timeout` seconds,
+        and what `late` gives if it did not end. An interruption cancels it.
         """
         deadline = time.monotonic() + timeout
+        begun = threading.Event()
+
+        async def do() -> T:
+            await self._be_ready(deadline)
+            begun.set()
+            return await work(max(0.001, deadline - time.monotonic()))
+
         while True:
             try:
-                future = self.mailbox.submit(lambda: self._do(work, deadline))
-            except LoopGone:
-                continue  # just now: there is another one
-            try:
+                future = self.mailbox.submit(do)
                 return future.result(None if timeout == math.inf else deadline + GRACE - time.monotonic())
-            except _Moved:
+            except (LoopGone, _Moved):
                 continue
-            except BaseException as error:
-                if future.cancel() and isinstance(error, TimeoutError):
-                    raise ConnectError(str(self.broker), "its event loop is held up by something") from None
+            except TimeoutError:
+                if future.cancel():  # its loop is held up by something
+                    raise (late() if begun.is_set() else self.unsent()) from None
+                raise
+            except BaseException:
+                future.cancel()
                 raise
 
     def _post(self, call: Callable[[], object]) -> None:
@@ -211,7 +221,8 @@ class Courier:
                 self._post(self.hand_over)
         self.hand_over()
 
-    async def _do(self, work: Callable[[float], Coroutine[Any, Any, T]], deadline: float) -> T:
+    async def _be_ready(self, deadline: float) -> None:
+        """Have the broker connected in this loop, and what was published handed over."""
         rest = deadline - time.monotonic()
         try:
             async with asyncio.timeout(None if rest == math.inf else rest):
@@ -222,7 +233,6 @@ class Courier:
                     await asyncio.wait([self._holding])
         except TimeoutError:
             raise self.unsent() from None
-        return await work(max(0.001, deadline - time.monotonic()))
 
     async def _let_go(self) -> None:
         """Tell those whose time is over."""

@@ -66,7 +66,7 @@ class SyncStream(Iterator[Message]):
         """Give the place up. Idempotent."""
         self._ahead.clear()
         if self._generation == forks.generation:
-            self._courier.call(lambda _rest: self._stream.close(), CLOSING)
+            self._courier.call(lambda _rest: self._stream.close(), CLOSING, self._courier.unsent)
 
     def _read(self, size: int) -> list[Message]:
         try:
@@ -82,7 +82,7 @@ class SyncStream(Iterator[Message]):
     def _call(self, work: Callable[[float], Coroutine[Any, Any, T]]) -> T:
         if self._generation != forks.generation:
             raise NotConnectedError(repr(self._stream), "it was opened before a fork: open another one here")
-        return self._courier.call(work, math.inf)
+        return self._courier.call(work, math.inf, self._courier.unsent)
 
     def __enter__(self) -> Self:
         self.open()

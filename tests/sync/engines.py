@@ -1,0 +1,71 @@
+"""Engines in memory that refuse, stall, or come late, as a server may."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from typing import Any
+
+from headwater import Broker, ConnectError, Outgoing, Receipt
+from headwater.engines.memory import MemoryEngine
+
+
+def on(engine: MemoryEngine, **options: Any) -> Broker:
+    """A broker on this engine."""
+    broker = Broker(**options)
+    broker.use(lambda: engine, "odd://server")
+    return broker
+
+
+class Stalling(MemoryEngine):
+    """Takes no message before it is `open`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+        self.cancelled: list[str] = []
+
+    async def connect(self) -> None:
+        self._open = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def open(self) -> None:
+        self._loop.call_soon_threadsafe(self._open.set)
+
+    def send(self, messages: Sequence[Outgoing]) -> Awaitable[Sequence[Receipt]]:  # type: ignore[override]  # it waits
+        self.asked += [outgoing.topic for outgoing in messages]
+        return self._send_when_open(messages)
+
+    async def _send_when_open(self, messages: Sequence[Outgoing]) -> Sequence[Receipt]:
+        try:
+            await self._open.wait()
+        except asyncio.CancelledError:
+            self.cancelled += [outgoing.topic for outgoing in messages]
+            raise
+        return super().send(messages)
+
+
+class Late(MemoryEngine):
+    """Cannot be reached the first times, and then refuses the first messages as a lost connection does."""
+
+    def __init__(self, *, connects: int = 0, sends: int = 0, error: type[ConnectError] = ConnectError) -> None:
+        super().__init__()
+        self.connects, self.sends, self.error = connects, sends, error
+        self.tries = 0
+
+    async def connect(self) -> None:
+        self.tries += 1
+        if self.tries <= self.connects:
+            raise self.error("odd://server", "connection refused")
+
+    def send(self, messages: Sequence[Outgoing]) -> Sequence[Receipt]:
+        if self.sends:
+            self.sends -= 1
+            raise self.error("odd://server", "connection lost before anything was written")
+        return super().send(messages)
+
+
+def kept(engine: MemoryEngine) -> list[bytes]:
+    """The bodies of all messages, in the order they came."""
+    records = [record for topic in engine.store.topics.values() for partition in topic for record in partition.records]
+    return [record.body for record in sorted(records, key=lambda record: record.serial)]
