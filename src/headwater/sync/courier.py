@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from ..broker import Broker
-from ..errors import AuthenticationError, ConnectError, HeadwaterError, NotConnectedError
+from ..errors import AuthenticationError, ConnectError, DeliveryUnknownError, HeadwaterError, NotConnectedError
 from ..message import Receipt
 from ..publisher import Outbox
 from ..retry import Retry
@@ -25,6 +25,7 @@ T = TypeVar("T")
 GRACE: Final = 1.0  # seconds that a loop is given beyond the time of a call, to say what happened
 LOOK_AGAIN: Final = 0.25  # seconds at most between two looks at whose time is over, while nothing can be sent
 _RETRY: Final = Retry(backoff=(0.1, 5.0))  # waits between tries of what was certainly not accepted
+NO_REASON: Final = "not connected in time"
 _NOT_ACCEPTED: Final = (ConnectError, NotConnectedError)
 
 
@@ -45,7 +46,7 @@ class Courier:
         self._returned: list[DeliveryFuture] = []  # they come before the queue
         self._holding: asyncio.Task[None] | None = None
         self._mailbox: Mailbox | None = None
-        self._reason: HeadwaterError | None = None
+        self._reason = NO_REASON
         self._failures = 0  # in a row
 
     @property
@@ -132,7 +133,7 @@ class Courier:
 
     def unsent(self) -> HeadwaterError:
         """Why a message is still here when its time is over."""
-        return self._reason or ConnectError(str(self.broker), "not connected in time")
+        return ConnectError(str(self.broker), self._reason)
 
     # --- in the loop ----------------------------------------------------------------------------------
 
@@ -180,6 +181,8 @@ class Courier:
 
     def refused(self, delivery: DeliveryFuture, error: BaseException) -> None:
         """Try again what was certainly not accepted, as long as its time lasts."""
+        if isinstance(error, DeliveryUnknownError):  # which knows only the time that was left
+            error = delivery.unknown(delivery.timeout)
         if not isinstance(error, _NOT_ACCEPTED) or isinstance(error, AuthenticationError):
             delivery.fail(error)
             return
@@ -187,7 +190,7 @@ class Courier:
             self._failures += 1
             self._hold(asyncio.sleep(_RETRY.delay(self._failures)))
         delivery.sent = False
-        self._reason = error
+        self._reason = error.reason if isinstance(error, ConnectError) else str(error)
         self._returned.append(delivery)
 
     def accepted(self) -> None:
@@ -270,7 +273,7 @@ class Courier:
             if self._loop() is not here:
                 return False
             if self.broker.connected:
-                self._reason = None
+                self._reason = NO_REASON
                 return True
             try:
                 if here is not SHARED.loop:
@@ -280,7 +283,7 @@ class Courier:
             except AuthenticationError:
                 raise
             except ConnectError as error:
-                self._reason = error
+                self._reason = error.reason
                 if not go_on():
                     raise
                 await asyncio.sleep(_RETRY.delay(tries))
