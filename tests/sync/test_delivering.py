@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, wait
-from pathlib import Path
 
 import pytest
 
@@ -27,7 +26,7 @@ from headwater.broker import PublishNext
 from headwater.sync import DeliveryFuture, Stats
 
 from .engines import Late, Stalling, kept, on
-from .processes import start
+from .processes import finish, start
 
 
 def soon(face: SyncBroker, count: int, **options: object) -> list[DeliveryFuture]:
@@ -192,8 +191,7 @@ def test_cancelling_takes_back_what_was_not_sent() -> None:
 
 def test_an_interrupted_publish_is_cancelled() -> None:
     script = """
-        import signal, sys, threading
-        sys.path.insert(0, sys.argv[1])
+        import signal
         from sync.engines import Stalling, kept, on
         from headwater import SyncBroker
 
@@ -211,14 +209,12 @@ def test_an_interrupted_publish_is_cancelled() -> None:
         face.close()
         print(kept(engine), signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
     """
-    process = start(script, str(Path(__file__).parent.parent))
-    with process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(0.2)  # until it waits: a signal before it would interrupt something else
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
-    assert (out, err) == ("interrupted 1 0\n[] True\n", "")
+    process = start(script)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.2)  # until it waits: a signal before that would interrupt something else
+    process.send_signal(signal.SIGINT)
+    assert finish(process) == ("interrupted 1 0\n[] True\n", "")
 
 
 # --- again --------------------------------------------------------------------------------------------

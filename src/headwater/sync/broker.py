@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import functools
 import logging
+import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from types import TracebackType
@@ -83,17 +84,13 @@ class SyncBroker:
             raise ConfigurationError(f"SyncBroker({broker}): give {', '.join(options)} to that broker")
         self.broker = Broker(broker, **options) if isinstance(broker, str) else broker
         self.call_timeout = call_timeout
-        self.exit_timeout = exit_timeout
         self._allow_in_loop = allow_in_loop
         self._deliveries = Deliveries(max_in_flight, when_full)
-        self._courier = Courier(self.broker)
-        self.start_afresh()
+        self._courier = Courier(self.broker, self._deliveries, exit_timeout)
         forks.watch(self)
 
     def start_afresh(self) -> None:
         """Begin as new: what was queued is the parent's to deliver."""
-        self._left_behind = 0  # of the messages under way, those nothing more is done for
-        self._leaves_at_exit = False
         self._deliveries.start_afresh()
         self._courier.start_afresh()
 
@@ -156,8 +153,6 @@ class SyncBroker:
             delivery.set_exception(TooManyInFlightError(outgoing.topic, self._deliveries.most))
             return delivery
         try:
-            if not self._leaves_at_exit:
-                self._leave_at_exit()
             self._courier.take(delivery)
         except BaseException:
             delivery.cancel()
@@ -287,32 +282,15 @@ class SyncBroker:
         Idempotent; the next use connects again.
         """
         self._check_caller("close")
-        self._deliver_the_rest()
-        SHARED.not_at_exit(self._deliver_the_rest)
-        self._leaves_at_exit = False
+        self._courier.finish()
         if self.broker.loop is not None and self.broker.loop is SHARED.loop:
             SHARED.mailbox.submit(self.broker.close).result(self.call_timeout)
 
-    def _leave_at_exit(self) -> None:
-        self._leaves_at_exit = True
-        SHARED.at_exit(self._deliver_the_rest)
-
-    def _deliver_the_rest(self) -> None:
-        counts = self._deliveries
-        self._left_behind = min(self._left_behind, counts.under_way)
-        if counts.under_way == self._left_behind:
-            return
-        missed = -counts.failed
-        if not counts.wait_for_all(self.exit_timeout, besides=self._left_behind):
-            missed += self._courier.give_up() + counts.under_way
-            self._left_behind = counts.under_way
-        missed += counts.failed
-        if missed:
-            _log.error("%s: %d of the last messages were not delivered in %g s", self.broker, missed, self.exit_timeout)
-
     def _check_caller(self, method: str, instead: str = "") -> None:
         running = asyncio._get_running_loop()
-        if running is not None and (not self._allow_in_loop or running is self.broker.loop):
+        if running is None or (self._allow_in_loop and running is not self.broker.loop):
+            return
+        if getattr(running, "_thread_id", None) in (None, threading.get_ident()):  # not another greenlet's
             raise SyncInAsyncError(method, instead or f"await broker.{method}(...)")
 
     def __enter__(self) -> Self:

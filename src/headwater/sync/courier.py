@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import math
 import threading
 import time
@@ -17,7 +18,7 @@ from ..errors import AuthenticationError, ConnectError, DeliveryUnknownError, He
 from ..message import Receipt
 from ..publisher import Outbox
 from ..retry import Retry
-from .delivery import DeliveryFuture
+from .delivery import Deliveries, DeliveryFuture
 from .thread import SHARED, LoopGone, Mailbox
 
 T = TypeVar("T")
@@ -25,6 +26,7 @@ T = TypeVar("T")
 GRACE: Final = 1.0  # seconds that a loop is given beyond the time of a call, to say what happened
 LOOK_AGAIN: Final = 0.25  # seconds at most between two looks at whose time is over, while nothing can be sent
 _RETRY: Final = Retry(backoff=(0.1, 5.0))  # waits between tries of what was certainly not accepted
+_log: Final = logging.getLogger("headwater.sync")
 NO_REASON: Final = "not connected in time"
 _NOT_ACCEPTED: Final = (ConnectError, NotConnectedError)
 
@@ -36,8 +38,10 @@ class Courier:
     there. While it holds something back (for a connection, for room, after a refusal), all that came later waits too.
     """
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, deliveries: Deliveries, exit_timeout: float) -> None:
         self.broker = broker
+        self._deliveries = deliveries
+        self._exit_timeout = exit_timeout
         self.start_afresh()
 
     def start_afresh(self) -> None:
@@ -48,6 +52,8 @@ class Courier:
         self._mailbox: Mailbox | None = None
         self._reason = NO_REASON
         self._failures = 0  # in a row
+        self._leaves = False  # whether it is told of the end of the process
+        self._left_behind = 0  # of what is under way, how many nothing more is done for
 
     @property
     def queued(self) -> int:
@@ -77,6 +83,9 @@ class Courier:
         """Deliver this, after all that was taken before."""
         self._queue.append(delivery)
         self._post(self.hand_over)
+        if not self._leaves:
+            self._leaves = True
+            SHARED.leaving.add(self)
 
     def call(
         self, work: Callable[[float], Coroutine[Any, Any, T]], timeout: float, late: Callable[[], HeadwaterError]
@@ -97,8 +106,11 @@ class Courier:
         while True:
             try:
                 future = self.mailbox.submit(do)
+            except LoopGone:
+                continue
+            try:
                 return future.result(None if timeout == math.inf else deadline + GRACE - time.monotonic())
-            except (LoopGone, _Moved):
+            except _Moved:
                 continue
             except TimeoutError:
                 if future.cancel():  # its loop is held up by something
@@ -122,7 +134,23 @@ class Courier:
             if delivery.sent and (loop := self._loop()) is not None:
                 _call_in(loop, self._stop_sending, delivery)
 
-    def give_up(self) -> int:
+    def finish(self) -> None:
+        """Deliver what is under way within `exit_timeout` seconds; log how many messages were not."""
+        counts = self._deliveries
+        self._left_behind = min(self._left_behind, counts.under_way)
+        if counts.under_way == self._left_behind:
+            return
+        missed = -counts.failed
+        if not counts.wait_for_all(self._exit_timeout, besides=self._left_behind):
+            missed += self._give_up() + counts.under_way
+            self._left_behind = counts.under_way
+        missed += counts.failed
+        if missed:
+            _log.error(
+                "%s: %d of the last messages were not delivered in %g s", self.broker, missed, self._exit_timeout
+            )
+
+    def _give_up(self) -> int:
         """Leave behind what was not sent yet; how many that are."""
         left = [*self._returned, *self._queue]
         self._returned.clear()
@@ -141,12 +169,16 @@ class Courier:
         """What is queued goes to the broker."""
         if self._is_holding() or not self._queue:
             return
-        if asyncio.get_running_loop() is not self._loop():
+        if not self._is_here():
             self._post(self.hand_over)  # it has moved meanwhile
         elif (outbox := self.broker.outbox) is None:
             self._hold(self._connect())
         else:
             self._send_all(outbox)
+
+    def _is_here(self) -> bool:
+        """Whether this loop is the one to work in; if it can be, it is from now on."""
+        return asyncio.get_running_loop() is self._loop() and self.broker.claim()
 
     def _send_all(self, outbox: Outbox) -> None:
         queue = self._queue
@@ -220,7 +252,7 @@ class Courier:
             self._holding = None
             self._queue.extendleft(reversed(self._returned))
             self._returned.clear()
-            if self._loop() is not asyncio.get_running_loop():
+            if not self._is_here():  # perhaps as this loop ends
                 self._post(self.hand_over)
         self.hand_over()
 
@@ -268,18 +300,17 @@ class Courier:
 
         Tries again, with backoff, while it may `go_on`; else it raises ConnectError. AuthenticationError at once.
         """
-        here = asyncio.get_running_loop()
         for tries in itertools.count(1):
-            if self._loop() is not here:
+            if not self._is_here():
                 return False
             if self.broker.connected:
                 self._reason = NO_REASON
                 return True
             try:
-                if here is not SHARED.loop:
-                    await self._app_connects()
-                elif self.broker.claim():
+                if asyncio.get_running_loop() is SHARED.loop:
                     await self.broker.connect()
+                else:
+                    await self._app_connects()
             except AuthenticationError:
                 raise
             except ConnectError as error:

@@ -7,13 +7,15 @@ import asyncio
 import atexit
 import contextvars
 import functools
+import queue
+import selectors
 import sys
 import threading
-from _queue import SimpleQueue  # the original, which gevent leaves alone
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, Protocol, TypeVar
+from weakref import WeakSet
 
 from .. import forks
 from ..errors import ConfigurationError
@@ -95,10 +97,10 @@ class LoopThread:
     """A daemon thread that runs one event loop. Never stopped: it ends with its process."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+        self.loop = _new_loop()
         self.loop.set_default_executor(_Pool())
         self.mailbox = Mailbox(self.loop)
-        _start_thread(self._run)
+        _thread.start_new_thread(self._run, ())
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -114,16 +116,16 @@ class _Pool(ThreadPoolExecutor):
 
     def __init__(self) -> None:
         super().__init__(1)  # a thread it never starts: `submit` is ours
-        self._work: SimpleQueue[Callable[[], object]] = SimpleQueue()
+        self._work: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._started = 1
-        _start_thread(self._serve)
+        _thread.start_new_thread(self._serve, ())
 
     def submit(self, call: Callable[P, T], /, *arguments: P.args, **keywords: P.kwargs) -> Future[T]:
         future: Future[T] = Future()
         self._work.put(functools.partial(_run_for, future, call, *arguments, **keywords))
         if self._started < THREADS:
             try:
-                _start_thread(self._serve)
+                _thread.start_new_thread(self._serve, ())
                 self._started += 1
             except RuntimeError:
                 pass  # Python is ending: those there are do it
@@ -145,22 +147,56 @@ def _run_for(future: Future[T], call: Callable[P, T], /, *arguments: P.args, **k
         future.set_result(result)
 
 
-def _start_thread(run: Callable[[], None]) -> None:
-    """A thread of the operating system, also where gevent has put greenlets in the place of threads."""
-    eventlet = sys.modules.get("eventlet.patcher")
-    if eventlet is not None and any(eventlet.is_monkey_patched(name) for name in ("thread", "socket", "select")):
-        raise ConfigurationError(
-            "eventlet has replaced threads and sockets, and what it puts there cannot serve an event loop in another "
-            "thread: use gevent, or plain threads"
-        )
-    start = _thread.start_new_thread
+# --- greenlets ----------------------------------------------------------------------------------------
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """A loop that may run in a greenlet of gevent: there all are greenlets of one thread, and so is our loop.
+
+    A thread of the operating system would share locks and sockets with greenlets that belong to another one.
+    """
+    _refuse_eventlet()
     gevent = sys.modules.get("gevent.monkey")
-    if gevent is not None and gevent.is_module_patched("threading"):
-        start = gevent.get_original("_thread", "start_new_thread")
-    start(run, ())
+    if gevent is None or not gevent.is_module_patched("threading"):
+        return asyncio.new_event_loop()
+    if not gevent.is_module_patched("select"):
+        raise ConfigurationError("gevent has replaced threads but not select, where a loop waits: use patch_all()")
+    selector = selectors.DefaultSelector()  # gevent's own: while it waits, other greenlets run
+    wait = selector.select
+    theirs: asyncio.AbstractEventLoop | None = None
+
+    def select(timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        nonlocal theirs
+        asyncio._set_running_loop(theirs)  # what runs for them: not this loop
+        try:
+            return wait(timeout)
+        finally:
+            theirs = asyncio._get_running_loop()
+            asyncio._set_running_loop(loop)
+
+    selector.select = select  # type: ignore[method-assign]  # its class is gevent's, and made when it patches
+    loop = asyncio.SelectorEventLoop(selector)
+    return loop
+
+
+def _refuse_eventlet() -> None:
+    patcher = sys.modules.get("eventlet.patcher")
+    if patcher is not None and any(patcher.is_monkey_patched(name) for name in ("thread", "socket", "select")):
+        raise ConfigurationError(
+            "eventlet has replaced threads and sockets, and no event loop runs on what it puts there: use gevent, or "
+            "plain threads"
+        )
 
 
 # --- one for each process -----------------------------------------------------------------------------
+
+
+class Leaving(Protocol):
+    """Who has something to do before the process ends."""
+
+    def finish(self) -> None:
+        """Do it, within a bound. Called more than once, as other threads may go on for a while."""
+        ...
 
 
 class Shared:
@@ -169,7 +205,8 @@ class Shared:
     def __init__(self) -> None:
         self._thread: LoopThread | None = None
         self._starting = threading.Lock()
-        self._at_exit: dict[Callable[[], object], None] = {}
+        self.leaving: WeakSet[Leaving] = WeakSet()
+        """Who is to finish when the process ends, while the loop thread still runs."""
         forks.watch(self)
 
     @property
@@ -187,14 +224,6 @@ class Shared:
                     self._arrange_to_leave()
         return self._thread.mailbox
 
-    def at_exit(self, call: Callable[[], object]) -> None:
-        """Call this when the process ends, while the loop thread still runs: more than once, as it may go on."""
-        self._at_exit[call] = None
-
-    def not_at_exit(self, call: Callable[[], object]) -> None:
-        """Do not call it after all."""
-        self._at_exit.pop(call, None)
-
     def _arrange_to_leave(self) -> None:
         """When the main thread has ended, before thread pools refuse work, which an engine may need; and again when
         the other threads have.
@@ -211,13 +240,13 @@ class Shared:
                 sys.modules[name].Finalize(None, self._leave, exitpriority=100)
 
     def _leave(self) -> None:
-        for call in list(self._at_exit):
-            call()
+        for one in list(self.leaving):
+            one.finish()
 
     def start_afresh(self) -> None:
         if self._thread is not None:
             forks.leave_alone(self._thread)
-        self._thread, self._starting, self._at_exit = None, threading.Lock(), {}
+        self._thread, self._starting, self.leaving = None, threading.Lock(), WeakSet()
 
 
 SHARED = Shared()
