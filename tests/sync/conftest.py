@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,9 +25,13 @@ async def _nothing() -> None:
 KEPT = ("Dummy", "headwater-handler")  # the threads that a process keeps
 
 
-def _open_things() -> tuple[set[str], int]:
-    threads = {thread.name for thread in threading.enumerate() if not thread.name.startswith(KEPT)}
-    return threads, len(os.listdir("/proc/self/fd"))
+def _open_things() -> Counter[str]:
+    """Threads by name, and files by what they are."""
+    threads = Counter(t.name for t in threading.enumerate() if not t.name.startswith(KEPT))
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            threads[os.readlink(f"/proc/self/fd/{number}").partition(":[")[0]] += 1
+    return threads
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +43,9 @@ def nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     before = _open_things()
     yield
     deadline = time.monotonic() + 3
-    while (after := _open_things())[0] > before[0] or after[1] > before[1]:
+    while left := _open_things() - before:
         gc.collect()
-        assert time.monotonic() < deadline, f"before: {before}, after: {after}"
+        assert time.monotonic() < deadline, left
         time.sleep(0.01)
 
 
