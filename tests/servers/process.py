@@ -1,0 +1,338 @@
+"""The process of a server: started, awaited, hung, stopped and killed by its pid, and gone when the tests are."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any, ClassVar, Self
+
+HOST = "127.0.0.1"
+LOOK_AGAIN = 0.01  # seconds between two looks at a server that is starting
+TAKEN = re.compile(r"address already in use|eaddrinuse", re.IGNORECASE)
+
+
+class MissingServerError(Exception):
+    """A server's program is not on this machine."""
+
+    def __init__(self, program: str) -> None:
+        super().__init__(f"{program} is not installed: run `make servers`")
+
+
+class StartError(Exception):
+    """A server did not start; the message ends with the last lines of its log."""
+
+
+class PortTakenError(StartError):
+    """Somebody took a port between our look at it and the server's start."""
+
+
+def find(*programs: str) -> str:
+    """The path of the first of these programs that is here: beside the interpreter, or on PATH and where root's are."""
+    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    for program in programs:
+        if path := shutil.which(program, path=places):
+            return path
+    raise MissingServerError(programs[0])
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports nobody listens on, below those the kernel gives to outgoing connections.
+
+    One of those could go to any client while a server restarts, and a client that keeps connecting to a closed one is in
+    the end connected to itself.
+    """
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    with ExitStack() as held:
+        ports: list[int] = []
+        while len(ports) < count:
+            probe = held.enter_context(socket.socket())
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            port = random.randrange(10_000, lowest) if lowest > 12_000 else 0
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            ports.append(probe.getsockname()[1])
+        return ports
+
+
+class _Watcher:
+    """Our end of `watcher.py`, which is started with the first server."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+
+    def tell(self, line: str) -> None:
+        with self._lock:
+            if self._process is None:
+                command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("watcher.py"))]
+                self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
+                atexit.register(self._end)
+            assert self._process.stdin is not None
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+
+    def _end(self) -> None:
+        assert self._process is not None
+        self._process.communicate()
+
+
+_WATCHER = _Watcher()
+
+
+class Process:
+    """One program in a process group of its own, whose output goes to a file."""
+
+    def __init__(self, command: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None) -> None:
+        self.command = list(command)
+        self.log = log
+        self._environment = environment
+        self._popen: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
+
+    @property
+    def pid(self) -> int:
+        assert self._popen is not None, "it was not started"
+        return self._popen.pid
+
+    @property
+    def running(self) -> bool:
+        return self._popen is not None and self._popen.poll() is None
+
+    def start(self) -> None:
+        with self.log.open("ab") as output:
+            self._log_start = output.tell()
+            self._popen = _spawn(self.command, output, self._environment)
+        _WATCHER.tell(f"+{self.pid}")
+
+    def stop(self, timeout: float) -> None:
+        """End it with SIGTERM, and after `timeout` seconds with SIGKILL and a TimeoutError."""
+        if not self.running:
+            return
+        self.resume()
+        os.kill(self.pid, signal.SIGTERM)
+        try:
+            self._reap(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise TimeoutError(f"{self.command[0]} did not stop in {timeout} s:\n{self.said()}") from None
+
+    def kill(self) -> None:
+        if self.running:
+            os.killpg(self.pid, signal.SIGKILL)
+            self._reap(10)
+
+    def pause(self) -> None:
+        os.killpg(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.killpg(self.pid, signal.SIGCONT)
+
+    def said(self, lines: int | None = 30) -> str:
+        """The last lines of what it wrote since it was started; None for all of them."""
+        with self.log.open("rb") as log:
+            log.seek(self._log_start)
+            text = log.read().decode(errors="replace")
+        return text if lines is None else "\n".join(text.splitlines()[-lines:])
+
+    def _reap(self, timeout: float) -> None:
+        assert self._popen is not None
+        self._popen.wait(timeout)
+        _WATCHER.tell(f"-{self.pid}")
+
+
+def _spawn(command: Sequence[str], output: IO[bytes], environment: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,  # a Ctrl-C of the tests is not the server's
+    )
+
+
+class Server(ABC):
+    """A real server. What waits comes twice: as coroutines, and as `up` and `down`, which block, for session fixtures.
+
+    `url` and the ports are known before it is started, and change only if the first start finds one of them taken.
+    Where an engine has credentials they are in the URL.
+    """
+
+    PORTS: ClassVar[int] = 1  # how many it listens on; the first is the one clients use
+    START_TIMEOUT: ClassVar[float] = 60.0  # seconds; many times what it takes, for machines that are busy
+    STOP_TIMEOUT: ClassVar[float] = 30.0
+
+    def __init__(self, *, extra: Sequence[str] = ()) -> None:
+        """`extra` are lines of the server's own configuration language."""
+        self.extra = list(extra)
+        self.folder = Path(tempfile.mkdtemp(prefix=f"headwater-{type(self).__name__.lower()}-"))
+        self.ports = free_ports(self.PORTS)
+        self._remove = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        self._process: Process | None = None
+        self._was_ready = False
+        # A test that is cancelled leaves the thread of its `start` behind; what comes next waits for it.
+        self._lock = threading.RLock()
+
+    @property
+    @abstractmethod
+    def url(self) -> str: ...
+
+    @abstractmethod
+    def configure(self) -> Process:
+        """Write what the server reads; the process to start. Called once for each choice of ports."""
+
+    @abstractmethod
+    def answers(self) -> bool:
+        """Whether the server greets as a ready one does; an OSError is no."""
+
+    @property
+    def port(self) -> int:
+        return self.ports[0]
+
+    @property
+    def address(self) -> str:
+        return f"{HOST}:{self.port}"
+
+    @property
+    def process(self) -> Process:
+        assert self._process is not None, "it was not started"
+        return self._process
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.running
+
+    async def start(self) -> None:
+        """Start it and wait until it is ready; nothing if it runs."""
+        await asyncio.to_thread(self.up)
+
+    async def stop(self) -> None:
+        """End it gracefully and wait until it is gone; the data stay."""
+        await asyncio.to_thread(self.down)
+
+    async def kill(self) -> None:
+        """End it as a crash does and wait until it is gone; the data stay as they are at that moment."""
+        await asyncio.to_thread(self.down, kill=True)
+
+    async def restart(self, *, kill: bool = False) -> None:
+        """End it and start it again, on the same ports and with the same data."""
+        await asyncio.to_thread(self.down, kill=kill)
+        await asyncio.to_thread(self.up)
+
+    def pause(self) -> None:
+        """Make it hang: connections stay, and the kernel accepts new ones, but nothing answers."""
+        self.process.pause()
+
+    def resume(self) -> None:
+        self.process.resume()
+
+    def up(self) -> None:
+        with self._lock:
+            for _ in range(5):
+                try:
+                    return self._up()
+                except PortTakenError:
+                    if self._was_ready:  # others were told these ports
+                        raise
+                    self.ports, self._process = free_ports(self.PORTS), None
+            return self._up()
+
+    def down(self, *, kill: bool = False) -> None:
+        with self._lock:
+            if self._process is None:
+                return
+            if kill:
+                self._process.kill()
+            else:
+                self._process.stop(self.STOP_TIMEOUT)
+
+    def close(self) -> None:
+        """End it and remove its data."""
+        with self._lock:
+            self.down(kill=True)
+            self._remove()
+
+    def _up(self) -> None:
+        if self._process is None:
+            self._process = self.configure()
+        if self._process.running:
+            self._process.resume()
+        else:
+            self._process.start()
+        self._await_answer(self._process)
+        self._was_ready = True
+
+    def _await_answer(self, process: Process) -> None:
+        end = time.monotonic() + self.START_TIMEOUT
+        while time.monotonic() < end:
+            if not process.running:
+                said = process.said()
+                error = PortTakenError if TAKEN.search(said) else StartError
+                raise error(f"{process.command[0]} ended as it started:\n{said}")
+            try:
+                if self.answers():
+                    return
+            except OSError:
+                pass
+            time.sleep(LOOK_AGAIN)
+        said = process.said()
+        process.kill()
+        raise StartError(f"{process.command[0]} was not ready in {self.START_TIMEOUT} s:\n{said}")
+
+    def __enter__(self) -> Self:
+        self._enter(self.up)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self._enter, self.up)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self.close)
+
+    def _enter(self, up: Any) -> None:
+        try:
+            up()
+        except BaseException:
+            self.close()
+            raise
+
+
+def ask(port: int, question: bytes = b"", *, tls: bool = False) -> bytes:
+    """The first bytes a server on this port answers with; an OSError within a second if none come."""
+    with socket.create_connection((HOST, port), timeout=1) as plain:
+        if not tls:
+            plain.sendall(question)
+            return plain.recv(4096)
+        with _trusting().wrap_socket(plain) as secure:
+            secure.sendall(question)
+            return secure.recv(4096)
+
+
+def _trusting() -> Any:
+    import ssl  # few servers are asked this way
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context

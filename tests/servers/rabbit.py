@@ -1,0 +1,118 @@
+"""RabbitMQ with its management and stream plugins."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, ClassVar
+
+from .process import HOST, Process, Server, ask, find
+
+PLUGINS = "[rabbitmq_management,rabbitmq_stream,rabbitmq_stream_management]."
+PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
+METHOD_FRAME = b"\x01"
+
+
+def _script() -> str:
+    """RabbitMQ's own script: what distributions put on PATH before it changes to the user of their service."""
+    for folder in ("/usr/lib/rabbitmq", "/opt/rabbitmq"):
+        for path in sorted(Path(folder).glob("**/sbin/rabbitmq-server"), reverse=True):
+            return str(path)
+    return find("rabbitmq-server")
+
+
+class RabbitServer(Server):
+    """`management_port` serves the HTTP API, `stream_port` the stream protocol. `extra` are lines of `rabbitmq.conf`.
+
+    Clients of streams connect to the address the server tells them: `advertise_stream` is the port of a proxy to tell
+    instead. Statistics of the management are a second old at most.
+    """
+
+    PORTS: ClassVar[int] = 5
+
+    def __init__(
+        self, *, user: str = "guest", password: str = "guest", advertise_stream: int | None = None, **options: Any
+    ) -> None:
+        self._program, self._epmd_program = _script(), find("epmd")
+        super().__init__(**options)
+        self.user, self.password = user, password
+        self._advertise_stream = advertise_stream
+        self._epmd: Process | None = None
+
+    @property
+    def management_port(self) -> int:
+        return self.ports[1]
+
+    @property
+    def stream_port(self) -> int:
+        return self.ports[2]
+
+    @property
+    def url(self) -> str:
+        return f"amqp://{self.user}:{self.password}@{self.address}/"
+
+    @property
+    def management_url(self) -> str:
+        return f"http://{self.user}:{self.password}@{HOST}:{self.management_port}"
+
+    def configure(self) -> Process:
+        self._write_files()
+        _, _, _, dist, epmd = self.ports
+        places = {
+            "MNESIA_BASE": "data",
+            "LOG_BASE": "logs",
+            "CONFIG_FILE": "rabbitmq.conf",
+            "ADVANCED_CONFIG_FILE": "advanced.config",
+            "ENABLED_PLUGINS_FILE": "plugins",
+            "PID_FILE": "pid",
+        }
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RABBITMQ_")}
+        environment |= {f"RABBITMQ_{name}": str(self.folder / place) for name, place in places.items()}
+        environment |= {
+            "HOME": str(self.folder),  # where the cookie is made
+            "RABBITMQ_NODENAME": f"headwater{self.port}@localhost",
+            "RABBITMQ_DIST_PORT": str(dist),
+            "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none +sbwtdcpu none +sbwtdio none",  # idle is idle
+            "RUNNING_UNDER_SYSTEMD": "true",  # the script becomes the server, instead of waiting for it
+            "ERL_EPMD_ADDRESS": HOST,
+            "ERL_EPMD_PORT": str(epmd),
+        }
+        # Erlang would start one by itself, as a daemon that nobody ends.
+        self._epmd = Process([self._epmd_program, "-address", HOST, "-port", str(epmd)], log=self.folder / "epmd.log")
+        return Process([self._program], log=self.folder / "log", environment=environment)
+
+    def answers(self) -> bool:
+        amqp = ask(self.port, PROTOCOL_HEADER)
+        web = ask(self.management_port, b"GET /api/ready HTTP/1.0\r\n\r\n")
+        return amqp.startswith(METHOD_FRAME) and web.startswith(b"HTTP/") and self._streams_listen()
+
+    def down(self, *, kill: bool = False) -> None:
+        with self._lock:
+            super().down(kill=kill)
+            if self._epmd is not None:
+                self._epmd.kill()
+
+    def _up(self) -> None:
+        if self._process is None:
+            self._process = self.configure()
+        if self._epmd is not None and not self._epmd.running:
+            self._epmd.start()
+        super()._up()
+
+    def _streams_listen(self) -> bool:
+        import socket
+
+        socket.create_connection((HOST, self.stream_port), timeout=1).close()
+        return True
+
+    def _write_files(self) -> None:
+        lines = [f"listeners.tcp.1 = {self.address}", f"default_user = {self.user}", f"default_pass = {self.password}"]
+        lines += [f"management.tcp.ip = {HOST}", f"management.tcp.port = {self.management_port}"]
+        lines += [f"stream.listeners.tcp.1 = {HOST}:{self.stream_port}", f"stream.advertised_host = {HOST}"]
+        lines.append(f"stream.advertised_port = {self._advertise_stream or self.stream_port}")
+        lines += ["collect_statistics_interval = 1000", "disk_free_limit.absolute = 50MB"]
+        lines += ["log.file = false", "log.console = true", "log.console.level = info"]
+        (self.folder / "rabbitmq.conf").write_text("\n".join([*lines, *self.extra]) + "\n")
+        (self.folder / "advanced.config").write_text("[{kernel, [{inet_dist_use_interface, {127,0,0,1}}]}].\n")
+        (self.folder / "plugins").write_text(PLUGINS + "\n")
