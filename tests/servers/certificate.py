@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,10 @@ class Certificate:
 
     file: Path
     key: Path
+
+    def trusted(self) -> ssl.SSLContext:
+        """What a client needs to believe the server."""
+        return ssl.create_default_context(cafile=self.file)
 
 
 def make_certificate(folder: Path) -> Certificate:

@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .process import HOST, MissingServerError, Process, Server, ask, find
+from .process import HOST, MissingServerError, Process, Server, StartError, ask, find
 
 VERSION = "4.3.1"
 LIB = Path(os.environ.get("HEADWATER_CACHE", "~/.cache/headwater")).expanduser() / f"kafka-{VERSION}" / "lib"
@@ -55,8 +55,8 @@ log.initial.task.delay.ms=1000
 class KafkaServer(Server):
     """`url` is of the listener that asks for the credentials, if there are any; `open_address` never asks.
 
-    Clients connect to the address the broker tells them: `advertise` is the port of a proxy to tell instead. `extra` are
-    lines of the properties file. Limits on how short a session may be are lifted, so a dead member is missed soon.
+    Clients connect to the address the broker tells them: `advertise` is the port of a proxy to tell instead. `extra`
+    are lines of the properties file. Sessions may be as short as half a second, so that a dead member is missed soon.
     """
 
     PORTS: ClassVar[int] = 3
@@ -66,11 +66,12 @@ class KafkaServer(Server):
         if not LIB.exists():
             raise MissingServerError(f"Apache Kafka {VERSION}")
         super().__init__(**options)
-        self._user, self._password, self._advertise = user, password, advertise
+        self.user, self.password, self._advertise = user, password, advertise
+        self._cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
 
     @property
     def url(self) -> str:
-        who = f"{self._user}:{self._password}@" if self._user else ""
+        who = f"{self.user}:{self.password}@" if self.user else ""
         return f"kafka://{who}{self.address}"
 
     @property
@@ -80,9 +81,11 @@ class KafkaServer(Server):
     def configure(self) -> Process:
         path = self.folder / "server.properties"
         path.write_text("\n".join([SETTINGS, *self._listeners(), f"log.dirs={self.folder}/data", *self.extra]) + "\n")
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
-        command = self._command("kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(path))
-        subprocess.run([*command, "--ignore-formatted"], check=True, capture_output=True, timeout=60)
+        command = self._command("kafka.tools.StorageTool", "format", f"--cluster-id={self._cluster}", "-c", str(path))
+        done = subprocess.run([*command, "--ignore-formatted"], capture_output=True, text=True, timeout=60)
+        if done.returncode:
+            said = "\n".join([*done.stdout.splitlines()[-10:], done.stderr])
+            raise StartError(f"Kafka's folder could not be made (Java has to be 17 or newer):\n{said}")
         return Process(self._command("kafka.Kafka", str(path)), log=self.folder / "log")
 
     def answers(self) -> bool:
@@ -92,7 +95,7 @@ class KafkaServer(Server):
         return [self._java, *JVM, "-cp", f"{LIB}/*", main, *arguments]
 
     def _listeners(self) -> list[str]:
-        protocol = "SASL_PLAINTEXT" if self._user else "PLAINTEXT"
+        protocol = "SASL_PLAINTEXT" if self.user else "PLAINTEXT"
         control = f"{HOST}:{self.ports[2]}"
         lines = [
             f"listeners=CLIENT://{self.address},INTERNAL://{self.open_address},CONTROLLER://{control}",
@@ -100,9 +103,9 @@ class KafkaServer(Server):
             f"listener.security.protocol.map=CLIENT:{protocol},INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT",
             f"controller.quorum.voters=1@{control}",
         ]
-        if self._user:
+        if self.user:
             login = "org.apache.kafka.common.security.plain.PlainLoginModule"
-            who = f'user_{self._user}="{self._password}"'
+            who = f'user_{self.user}="{self.password}"'
             lines += ["listener.name.client.sasl.enabled.mechanisms=PLAIN"]
             lines += [f"listener.name.client.plain.sasl.jaas.config={login} required {who};"]
         return lines

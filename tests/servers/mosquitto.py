@@ -20,20 +20,20 @@ CONNACK = 0x20
 class MosquittoServer(Server):
     """Keeps sessions and messages over `stop`; over `kill` only what was there at the last `save`.
 
-    Mosquitto holds everything in memory and writes it to a file when it stops, or is told to: no option makes an accepted
-    message survive SIGKILL. `extra` are lines of its configuration file.
+    Mosquitto holds everything in memory and writes it to a file when it stops, or is told to: no option makes an
+    accepted message survive SIGKILL. `extra` are lines of its configuration file.
     """
 
     def __init__(self, *, user: str = "", password: str = "", tls: bool = False, **options: Any) -> None:
         self._program = find("mosquitto")
         super().__init__(**options)
-        self._user, self._password = user, password
+        self.user, self.password = user, password
         self.certificate: Certificate | None = make_certificate(self.folder) if tls else None
 
     @property
     def url(self) -> str:
         scheme = "mqtts" if self.certificate else "mqtt"
-        who = f"{self._user}:{self._password}@" if self._user else ""
+        who = f"{self.user}:{self.password}@" if self.user else ""
         return f"{scheme}://{who}{self.address}"
 
     def configure(self) -> Process:
@@ -42,7 +42,7 @@ class MosquittoServer(Server):
             lines += [f"certfile {self.certificate.file}", f"keyfile {self.certificate.key}"]
         lines += ["persistence true", f"persistence_location {self.folder}/", "sys_interval 1", "log_dest stderr"]
         lines += ["max_queued_messages 100000", f"user {getpass.getuser()}"]  # root's would be given up for `mosquitto`
-        if self._user:
+        if self.user:
             lines += ["allow_anonymous false", f"password_file {self._write_passwords()}"]
         else:
             lines.append("allow_anonymous true")
@@ -53,8 +53,7 @@ class MosquittoServer(Server):
     def answers(self) -> bool:
         return ask(self.port, CONNECT, tls=self.certificate is not None)[:1] == bytes([CONNACK])
 
-    def save(self) -> None:
-        """Have it write what it holds to its file, and wait until it is there; blocks."""
+    def write_down(self) -> None:
         path = self.folder / "mosquitto.db"
         before = path.stat().st_mtime_ns if path.exists() else 0
         os.kill(self.process.pid, signal.SIGUSR1)
@@ -67,6 +66,6 @@ class MosquittoServer(Server):
 
     def _write_passwords(self) -> str:
         path = self.folder / "passwords"
-        command = [find("mosquitto_passwd"), "-b", "-c", str(path), self._user, self._password]
+        command = [find("mosquitto_passwd"), "-b", "-c", str(path), self.user, self.password]
         subprocess.run(command, check=True, capture_output=True, timeout=30)
         return str(path)

@@ -19,7 +19,7 @@ class NatsServer(Server):
     ) -> None:
         self._program = find("nats-server")
         super().__init__(**options)
-        self._token, self._user, self._password = token, user, password
+        self.token, self.user, self.password = token, user, password
         self.certificate: Certificate | None = make_certificate(self.folder) if tls else None
 
     @property
@@ -29,16 +29,16 @@ class NatsServer(Server):
     @property
     def url(self) -> str:
         scheme = "tls" if self.certificate else "nats"
-        who = f"{self._token}@" if self._token else f"{self._user}:{self._password}@" if self._user else ""
+        who = f"{self.token}@" if self.token else f"{self.user}:{self.password}@" if self.user else ""
         return f"{scheme}://{who}{self.address}"
 
     def configure(self) -> Process:
         lines = [f'listen: "{self.address}"', f'http: "{HOST}:{self.monitor_port}"']
         lines.append(f'jetstream {{ store_dir: "{self.folder}/data", max_mem: 256MB, max_file: 8GB }}')
-        if self._token:
-            lines.append(f'authorization {{ token: "{self._token}" }}')
-        if self._user:
-            lines.append(f'authorization {{ user: "{self._user}", password: "{self._password}" }}')
+        if self.token:
+            lines.append(f'authorization {{ token: "{self.token}" }}')
+        if self.user:
+            lines.append(f'authorization {{ user: "{self.user}", password: "{self.password}" }}')
         if self.certificate:
             lines.append(f'tls {{ cert_file: "{self.certificate.file}", key_file: "{self.certificate.key}" }}')
         path = self.folder / "nats.conf"

@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any, ClassVar, Self
+from typing import IO, ClassVar, Self
 
 HOST = "127.0.0.1"
 LOOK_AGAIN = 0.01  # seconds between two looks at a server that is starting
@@ -54,8 +55,8 @@ def find(*programs: str) -> str:
 def free_ports(count: int) -> list[int]:
     """Ports nobody listens on, below those the kernel gives to outgoing connections.
 
-    One of those could go to any client while a server restarts, and a client that keeps connecting to a closed one is in
-    the end connected to itself.
+    One of those could go to any client while a server restarts, and a client that keeps connecting to a closed one is
+    in the end connected to itself.
     """
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     with ExitStack() as held:
@@ -103,7 +104,7 @@ class Process:
     def __init__(self, command: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None) -> None:
         self.command = list(command)
         self.log = log
-        self._environment = environment
+        self.environment = environment
         self._popen: subprocess.Popen[bytes] | None = None
         self._log_start = 0
 
@@ -119,7 +120,7 @@ class Process:
     def start(self) -> None:
         with self.log.open("ab") as output:
             self._log_start = output.tell()
-            self._popen = _spawn(self.command, output, self._environment)
+            self._popen = _spawn(self.command, output, self.environment)
         _WATCHER.tell(f"+{self.pid}")
 
     def stop(self, timeout: float) -> None:
@@ -237,6 +238,14 @@ class Server(ABC):
         await asyncio.to_thread(self.down, kill=kill)
         await asyncio.to_thread(self.up)
 
+    async def save(self) -> None:
+        """Have it write what it has accepted to its disk: call this before a `kill` that must lose nothing.
+
+        Most servers do so before they answer. Mosquitto keeps everything in memory, and RabbitMQ for some seconds the
+        names of its queues.
+        """
+        await asyncio.to_thread(self.write_down)
+
     def pause(self) -> None:
         """Make it hang: connections stay, and the kernel accepts new ones, but nothing answers."""
         self.process.pause()
@@ -252,6 +261,7 @@ class Server(ABC):
                 except PortTakenError:
                     if self._was_ready:  # others were told these ports
                         raise
+                    self.down(kill=True)
                     self.ports, self._process = free_ports(self.PORTS), None
             return self._up()
 
@@ -264,6 +274,10 @@ class Server(ABC):
             else:
                 self._process.stop(self.STOP_TIMEOUT)
 
+    def write_down(self) -> None:
+        """As `save`, and blocks."""
+        return  # most servers have nothing to do
+
     def close(self) -> None:
         """End it and remove its data."""
         with self._lock:
@@ -271,6 +285,7 @@ class Server(ABC):
             self._remove()
 
     def _up(self) -> None:
+        _WATCHER.tell(f"={self.folder}")
         if self._process is None:
             self._process = self.configure()
         if self._process.running:
@@ -298,22 +313,22 @@ class Server(ABC):
         raise StartError(f"{process.command[0]} was not ready in {self.START_TIMEOUT} s:\n{said}")
 
     def __enter__(self) -> Self:
-        self._enter(self.up)
+        self._enter()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(self._enter, self.up)
+        await asyncio.to_thread(self._enter)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self.close)
 
-    def _enter(self, up: Any) -> None:
+    def _enter(self) -> None:
         try:
-            up()
+            self.up()
         except BaseException:
             self.close()
             raise
@@ -330,9 +345,7 @@ def ask(port: int, question: bytes = b"", *, tls: bool = False) -> bytes:
             return secure.recv(4096)
 
 
-def _trusting() -> Any:
-    import ssl  # few servers are asked this way
-
+def _trusting() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context

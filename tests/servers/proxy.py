@@ -82,10 +82,10 @@ class Proxy:
             # The end of one direction is the end of both: no protocol here is used half closed.
             await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
         finally:
+            there_writer.transport.abort()  # first, as a cut may come while we wait
             up.cancel()
             down.cancel()
             await asyncio.gather(up, down, return_exceptions=True)
-            there_writer.transport.abort()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,6 +13,7 @@ from .process import HOST, Process, Server, ask, find
 PLUGINS = "[rabbitmq_management,rabbitmq_stream,rabbitmq_stream_management]."
 PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 METHOD_FRAME = b"\x01"
+READY = "Server startup complete"  # said after the plugins have started; the ports answer before
 
 
 def _script() -> str:
@@ -83,9 +86,18 @@ class RabbitServer(Server):
         return Process([self._program], log=self.folder / "log", environment=environment)
 
     def answers(self) -> bool:
+        if READY not in self.process.said(None):
+            return False
         amqp = ask(self.port, PROTOCOL_HEADER)
         web = ask(self.management_port, b"GET /api/ready HTTP/1.0\r\n\r\n")
         return amqp.startswith(METHOD_FRAME) and web.startswith(b"HTTP/") and self._streams_listen()
+
+    def write_down(self) -> None:
+        # Mnesia, which holds queues and bindings, collects what it logs for up to two seconds.
+        command = [str(Path(self._program).with_name("rabbitmqctl")), "eval", "mnesia:sync_log()."]
+        done = subprocess.run(command, env=self.process.environment, capture_output=True, text=True, timeout=30)
+        if done.stdout.strip() != "ok":
+            raise RuntimeError(f"rabbitmqctl did not write it down: {done.stdout}{done.stderr}")
 
     def down(self, *, kill: bool = False) -> None:
         with self._lock:
@@ -101,8 +113,6 @@ class RabbitServer(Server):
         super()._up()
 
     def _streams_listen(self) -> bool:
-        import socket
-
         socket.create_connection((HOST, self.stream_port), timeout=1).close()
         return True
 

@@ -14,19 +14,19 @@ class RedisServer(Server):
     def __init__(self, *, password: str = "", tls: bool = False, **options: Any) -> None:
         self._program = find("redis-server", "valkey-server")
         super().__init__(**options)
-        self._password = password
+        self.password = password
         self.certificate: Certificate | None = make_certificate(self.folder) if tls else None
 
     @property
     def url(self) -> str:
         scheme = "rediss" if self.certificate else "redis"
-        who = f":{self._password}@" if self._password else ""
+        who = f":{self.password}@" if self.password else ""
         return f"{scheme}://{who}{self.address}"
 
     def configure(self) -> Process:
         lines = [f"bind {HOST}", f"dir {self.folder}", "appendonly yes", "appendfsync everysec", 'save ""']
-        if self._password:
-            lines.append(f"requirepass {self._password}")
+        if self.password:
+            lines.append(f"requirepass {self.password}")
         if self.certificate:
             lines += ["port 0", f"tls-port {self.port}", "tls-auth-clients no"]
             lines += [f"tls-cert-file {self.certificate.file}", f"tls-key-file {self.certificate.key}"]

@@ -186,7 +186,7 @@ class MemoryEngine:
             for member in group.members:
                 leaving = frozenset(member.places) - wanted[member]
                 if leaving:
-                    member.places = [place for place in member.places if place not in leaving]
+                    member.give_up(leaving)
                     await member.on_change(Revoked(leaving, group.epoch))
                     for place in leaving:
                         group.cursors[place].rewind()

@@ -44,6 +44,11 @@ class MemorySubscription:
                 self._cursors[place] = Cursor(self._engine.resolve(start if first else "earliest", place))
         self.places = places
 
+    def give_up(self, places: frozenset[Place]) -> None:
+        """These go to somebody else."""
+        self.places = [place for place in self.places if place not in places]
+        self._paused -= places
+
     @property
     def backlog(self) -> int:
         """Messages that could be received now."""

@@ -1,0 +1,1 @@
+"""Each engine beside its bare client and FastStream, on the same real server: `make bench-engines`."""

@@ -1,0 +1,101 @@
+"""Topics, partitions, groups and the cluster, managed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ...broker import Broker
+from ...errors import ConfigurationError, GroupNotFoundError, TopicNotFoundError
+from ...message import Outgoing
+from .needs import needs
+from .tools import QUIET, reading, taken
+
+
+class Administration:
+    """Topics, partitions, groups and the cluster, managed."""
+
+    @needs("admin.list_topics", "admin.create_topic", "admin.delete_topic")
+    async def test_topics_are_managed(self, broker: Broker, topic: str) -> None:
+        topics, name = broker.admin.topics, f"{topic}-made"
+        await topics.create(name, partitions=1)
+        await topics.create(name)
+        await broker.publish(1, name)
+        info = await topics.describe(name)
+        assert (info.name, info.partitions, info.messages) == (name, 1, 1)
+        assert {topic, name} <= {found.name for found in await topics.list()}
+        await topics.delete(name)
+        assert name not in {found.name for found in await topics.list()}
+        for call in (topics.describe, topics.delete):
+            with pytest.raises(TopicNotFoundError):
+                await call(name)
+
+    @needs("partitions", "admin.list_partitions", "admin.add_partitions")
+    async def test_partitions_are_listed_and_added(self, broker: Broker, topic: str) -> None:
+        name = f"{topic}-two"
+        await broker.admin.topics.create(name, partitions=2)
+        await broker.publish_many([Outgoing(n, name, partition=1) for n in range(3)])
+        first, second = await broker.admin.partitions.list(name)
+        assert (first.partition, first.earliest, first.latest) == (0, 0, 0)
+        assert (second.partition, second.latest - second.earliest, second.messages) == (1, 3, 3)
+        await broker.admin.partitions.add(name, 4)
+        assert len(await broker.admin.partitions.list(name)) == 4
+        assert (await broker.publish(1, name, partition=3)).partition == 3
+
+    @needs("groups", "settles", "replay", "admin.lag")
+    async def test_the_lag_of_a_group_is_what_it_has_still_to_do(self, broker: Broker, topic: str, group: str) -> None:
+        await broker.publish_many([Outgoing(n, topic) for n in range(10)])
+        for _ in range(4):
+            await broker.get(topic, group=group, timeout=10)
+        lag = await broker.admin.groups.lag(group, topic)
+        assert lag.total == 6
+        assert sum(partition.lag for partition in lag.partitions) == 6
+        with pytest.raises(GroupNotFoundError):
+            await broker.admin.groups.lag(f"{group}-nobody")
+
+    @needs("groups", "settles", "replay", "admin.lag", "admin.set_offsets")
+    async def test_a_group_is_reset(self, broker: Broker, topic: str, group: str) -> None:
+        await broker.publish_many([Outgoing(n, topic, partition=0) for n in range(10)])
+        for _ in range(10):
+            await broker.get(topic, group=group, timeout=10)
+        groups = broker.admin.groups
+        for how, value, left in (("to", 4, 6), ("shift", 2, 4), ("to", "latest", 0), ("to", "earliest", 10)):
+            arguments: dict[str, Any] = {how: value}
+            dry = await groups.reset(group, topic, dry_run=True, **arguments)
+            assert await groups.reset(group, topic, **arguments) == dry
+            assert (await groups.lag(group, topic)).total == left
+        message = await broker.get(topic, group=group, timeout=10)
+        assert message is not None
+        assert message.value == 0
+
+    @needs("groups", "settles", "replay", "admin.list_groups", "admin.delete_group")
+    async def test_groups_are_listed_and_deleted(self, broker: Broker, topic: str, group: str) -> None:
+        async with reading(broker, topic, group, start="earliest") as place:
+            await broker.publish(1, topic)
+            await place.ack(await taken(place, 1))
+            info = await broker.admin.groups.describe(group)
+            assert (info.name, info.active, topic in info.topics) == (group, True, True)
+            with pytest.raises(ConfigurationError):
+                await broker.admin.groups.delete(group)
+        await broker.admin.groups.delete(group)
+        assert group not in {info.name for info in await broker.admin.groups.list()}
+        with pytest.raises(GroupNotFoundError):
+            await broker.admin.groups.describe(group)
+
+    @needs("replay", "partitions", "admin.purge_topic", "admin.list_partitions")
+    async def test_purged_messages_are_not_read_any_more(self, broker: Broker, topic: str) -> None:
+        await broker.publish_many([Outgoing(n, topic, partition=0) for n in range(10)])
+        await broker.admin.topics.purge(topic, before={0: 6})
+        assert (await broker.admin.partitions.list(topic))[0].earliest == 6
+        async with broker.stream(topic, start="earliest", partitions=[0], wait=QUIET) as stream:
+            assert [message.value async for message in stream] == [6, 7, 8, 9]
+        await broker.admin.topics.purge(topic)
+        assert (await broker.admin.partitions.list(topic))[0].messages == 0
+
+    @needs("admin.describe_cluster", "admin.health")
+    async def test_the_cluster_says_how_it_is(self, broker: Broker) -> None:
+        cluster = await broker.admin.cluster.describe()
+        assert cluster.engine == broker.engine.name
+        assert cluster.nodes
+        assert (await broker.admin.cluster.health()).healthy
