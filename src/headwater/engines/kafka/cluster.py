@@ -23,7 +23,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it says not
 from ...errors import ConfigurationError, GroupNotFoundError, HeadwaterError, OffsetOutOfRangeError, TopicNotFoundError
 from ...topics import is_pattern, match
 from .offsets import store, stored
-from .records import Place, failure
+from .records import Place, failure, passes
 from .settings import Settings
 
 K = TypeVar("K")
@@ -54,7 +54,7 @@ class Cluster:
                 return {key: await asyncio.wrap_future(future) for key, future in ask().items()}
             except KafkaException as error:
                 kafka: KafkaError = error.args[0]
-                if not _will_pass(kafka) or asyncio.get_running_loop().time() > deadline:
+                if not passes(kafka) or asyncio.get_running_loop().time() > deadline:
                     raise _refused(kafka, subject, self.address) from error
             await asyncio.sleep(_AGAIN)
 
@@ -236,18 +236,6 @@ class Cluster:
 
 
 _BUSY: Final = frozenset(("NON_EMPTY_GROUP", "UNKNOWN_MEMBER_ID", "REBALANCE_IN_PROGRESS"))
-_PASSING: Final = frozenset(
-    (
-        "COORDINATOR_LOAD_IN_PROGRESS",
-        "COORDINATOR_NOT_AVAILABLE",
-        "LEADER_NOT_AVAILABLE",
-        "NOT_CONTROLLER",
-        "NOT_COORDINATOR",
-        "NOT_LEADER_FOR_PARTITION",
-        "OFFSET_NOT_AVAILABLE",
-        "REPLICA_NOT_AVAILABLE",
-    )
-)
 _UNWANTED: Final = frozenset(
     (
         "INVALID_CONFIG",
@@ -263,11 +251,6 @@ _UNWANTED: Final = frozenset(
 
 class _ThereAlreadyError(HeadwaterError):
     """A topic of this name; never leaves this module."""
-
-
-def _will_pass(error: KafkaError) -> bool:
-    """Whether this is only so until the cluster has settled down, as right after a topic was made."""
-    return error.name() in _PASSING
 
 
 async def _until(holds: Callable[[], Awaitable[object]]) -> None:

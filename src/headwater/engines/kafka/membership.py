@@ -100,6 +100,7 @@ class Membership:
             consumer.incremental_assign(positions)
         else:
             consumer.assign(positions)
+        consumer.resume(positions)  # the library remembers what was paused when these were ours before
         for position in positions:
             place = (position.topic, position.partition)
             self.claims[place] = Claim(*place, position.offset)

@@ -7,18 +7,20 @@ or is still loading (librdkafka 2.16: OffsetFetch and OffsetCommit take the hand
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from ...errors import ConfigurationError
-from .records import Place, failure
+from .records import Place, failure, passes
 from .settings import Settings
 
 T = TypeVar("T")
 
 TIMEOUT: Final = 10.0  # seconds
+AGAIN: Final = 0.05  # seconds
 
 _BUSY: Final = frozenset(("UNKNOWN_MEMBER_ID", "ILLEGAL_GENERATION", "REBALANCE_IN_PROGRESS"))
 
@@ -43,6 +45,18 @@ async def store(settings: Settings, group: str, offsets: Mapping[Place, int]) ->
             raise failure(position.error, settings.address)
 
 
+def _insist(ask: Callable[[], T]) -> T:
+    """The answer, asked for again while the coordinator is only changing. Blocks."""
+    deadline = time.monotonic() + TIMEOUT
+    while True:
+        try:
+            return ask()
+        except KafkaException as error:
+            if not passes(error.args[0]) or time.monotonic() > deadline:
+                raise
+        time.sleep(AGAIN)
+
+
 async def _beside(settings: Settings, group: str, ask: Callable[[Consumer], T]) -> T:
     """What a consumer with this group's name says, that never joins it."""
 
@@ -50,7 +64,7 @@ async def _beside(settings: Settings, group: str, ask: Callable[[Consumer], T]) 
         own = {"group.id": group, "enable.auto.commit": False, "isolation.level": "read_uncommitted", "log_level": 0}
         consumer = Consumer(settings.connection() | own)
         try:
-            return ask(consumer)
+            return _insist(lambda: ask(consumer))
         finally:
             consumer.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ...errors import (
@@ -40,6 +40,21 @@ _REFUSED: Final = frozenset(
         "GROUP_AUTHORIZATION_FAILED",
         "CLUSTER_AUTHORIZATION_FAILED",
         "TRANSACTIONAL_ID_AUTHORIZATION_FAILED",
+    )
+)
+_PASSING: Final = frozenset(
+    (
+        "COORDINATOR_LOAD_IN_PROGRESS",
+        "COORDINATOR_NOT_AVAILABLE",
+        "FENCED_LEADER_EPOCH",
+        "LEADER_NOT_AVAILABLE",
+        "NOT_CONTROLLER",
+        "NOT_COORDINATOR",
+        "NOT_LEADER_FOR_PARTITION",
+        "OFFSET_NOT_AVAILABLE",
+        "REPLICA_NOT_AVAILABLE",
+        "UNKNOWN_LEADER_EPOCH",
+        "_WAIT_COORD",
     )
 )
 _UNKNOWN: Final = frozenset(("_MSG_TIMED_OUT", "_TIMED_OUT", "REQUEST_TIMED_OUT", "_PURGE_INFLIGHT"))
@@ -135,8 +150,16 @@ def produce(producer: Producer, outgoing: Outgoing, delivered: Delivered) -> Non
 
 
 def to_receipt(outgoing: Outgoing, record: Record) -> Receipt:
-    """The receipt of a message that was delivered."""
+    """The receipt of a message that was delivered.
+
+    Without an offset the library only concluded so from a later one, and that is no proof: see `Sender.know`.
+    """
     return Receipt(outgoing.topic, record.partition(), record.offset(), record.timestamp()[1] / 1000)
+
+
+def passes(error: KafkaError) -> bool:
+    """Whether this is only so until the cluster has settled down, as right after a topic was made or a restart."""
+    return error.name() in _PASSING
 
 
 def failure(error: KafkaError, address: str, outgoing: Outgoing | None = None, timeout: float = 0.0) -> HeadwaterError:
@@ -159,8 +182,3 @@ def failure(error: KafkaError, address: str, outgoing: Outgoing | None = None, t
     if name.startswith("_"):  # the library's own: it did not get as far as the server
         return ConnectError(address, reason)
     return HeadwaterError(f"Kafka at {address} refused: {reason}")
-
-
-def offsets_by_place(positions: Sequence[Any]) -> Mapping[Place, int]:
-    """The offsets of TopicPartitions, without those that have none."""
-    return {(p.topic, p.partition): p.offset for p in positions if p.offset >= 0}

@@ -15,6 +15,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from ...errors import (
     AuthenticationError,
     ConnectError,
+    DeliveryUnknownError,
     HeadwaterError,
     NotConnectedError,
     PublishError,
@@ -28,6 +29,7 @@ from .settings import Settings
 
 POLL: Final = 0.2  # seconds that the thread waits for reports before it looks whether it is to end
 ROOM_WAIT: Final = 0.05  # seconds until a full client is tried again, if no report comes before
+ANSWER_WITHIN: Final = 5.0  # seconds
 CLOSE_WAIT: Final = 5.0
 
 _log = logging.getLogger("headwater.kafka")
@@ -100,12 +102,8 @@ class Sender:
                 return self._later(batch, range(index, len(messages)))
             try:
                 produce(producer, outgoing, partial(self._report, batch, index))
-            except BufferError:
+            except (BufferError, KafkaException):
                 return self._later(batch, range(index, len(messages)))
-            except KafkaException as error:
-                if error.args[0].name() == "_FATAL":
-                    return self._later(batch, range(index, len(messages)))
-                self._reported([(batch, index, error.args[0], None)])
         return batch.answer
 
     def _later(self, batch: Batch, indices: Sequence[int]) -> asyncio.Future[Sequence[Receipt]]:
@@ -128,9 +126,9 @@ class Sender:
                     self._refuse(batch, index, error)
 
     async def _hand_over_one(self, batch: Batch, index: int) -> None:
-        outgoing = batch.outgoings[index]
-        await self._know_in_time(outgoing.topic)
+        outgoing, looked_again = batch.outgoings[index], False
         while not self._closing:
+            await self._know_in_time(outgoing.topic)
             self._room.clear()
             try:
                 produce(self.producer, outgoing, partial(self._report, batch, index))
@@ -138,9 +136,13 @@ class Sender:
             except BufferError:
                 pass
             except KafkaException as error:
-                if error.args[0].name() != "_FATAL":
-                    self._reported([(batch, index, error.args[0], None)])
-                    return
+                name = error.args[0].name()
+                if name in UNKNOWN_TOPIC and not looked_again:
+                    self._known.discard(outgoing.topic)  # it was deleted, or got partitions, since we last looked
+                    looked_again = True
+                    continue
+                if name != "_FATAL":
+                    raise failure(error.args[0], self._settings.address, outgoing) from error
             await self._wait_for_room()
         raise NotConnectedError(f"Kafka at {self._settings.address}")
 
@@ -162,7 +164,10 @@ class Sender:
             timer.cancel()
 
     async def know(self, topics: Sequence[str]) -> None:
-        """Have these topics be there and known to the producer. Raises TopicNotFoundError where none may be made."""
+        """Have these topics be there, ready, and known to the producer.
+
+        Raises TopicNotFoundError where none may be made, ConnectError.
+        """
         for topic in topics:
             if topic in self._known:
                 continue
@@ -170,20 +175,29 @@ class Sender:
                 if not self._settings.auto_create:
                     raise TopicNotFoundError(topic, "create it, or give the broker auto_create=True")
                 await self._cluster.create(topic, None, None, {})
-            await self._look_up(topic)
+            count = await self._look_up(topic)
+            # Before they lead, servers refuse the first messages of a pipeline and may then take later ones, which
+            # the library believes to stand for those before them. A server that tells offsets leads.
+            await self._cluster.offsets([(topic, number) for number in range(count)], "latest")
             self._known.add(topic)
 
-    async def _look_up(self, topic: str) -> None:
-        """Tell the producer of the topic as it is now: by itself it asks much later."""
+    async def _look_up(self, topic: str) -> int:
+        """Tell the producer of the topic as it is now, by itself it asks much later; how many partitions it has."""
         try:
-            await asyncio.to_thread(self.producer.list_topics, topic, CLOSE_WAIT)
-        except KafkaException:
-            pass  # it asks again when it has something for it
+            found = await asyncio.to_thread(self.producer.list_topics, topic, ANSWER_WITHIN)
+        except KafkaException as error:
+            raise failure(error.args[0], self._settings.address) from error
+        return len(found.topics[topic].partitions)
 
     def _reported(self, reports: Sequence[Report]) -> None:
         for batch, index, error, record in reports:
             if error is None:
-                batch.receipts[index] = to_receipt(batch.outgoings[index], record)
+                receipt = to_receipt(batch.outgoings[index], record)
+                if receipt.offset is None:
+                    outgoing = batch.outgoings[index]
+                    self._refuse(batch, index, DeliveryUnknownError(outgoing.topic, self._settings.delivery_timeout))
+                    continue
+                batch.receipts[index] = receipt
                 batch.left -= 1
                 if not batch.left:
                     self._complete(batch)
@@ -205,7 +219,7 @@ class Sender:
             self._complete(batch)
 
     def _complete(self, batch: Batch) -> None:
-        """All is known of it; what found no topic or partition is tried again: it may have come or gone since."""
+        """All is known of it; what found its topic gone meanwhile is tried again, once."""
         if not batch.unknown or batch.answer.done():
             batch.finish()
             return

@@ -164,7 +164,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "isolation.level": "read_committed",
             "topic.metadata.refresh.interval.ms": _ms(self.discover),
             "session.timeout.ms": _ms(own.session_timeout or self.session_timeout),
-            "heartbeat.interval.ms": _ms((own.session_timeout or self.session_timeout) / 4),
+            "heartbeat.interval.ms": _ms(min(1.0, (own.session_timeout or self.session_timeout) / 4)),
             "partition.assignment.strategy": "cooperative-sticky" if self.is_cooperative(source) else "range",
             "queued.min.messages": max(10_000, 2 * source.prefetch) if source.prefetch > 1 else 1,
             "queued.max.messages.kbytes": 16 << 10,

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
-from ...errors import HeadwaterError, PartitionLostError
+from ...errors import DeliveryUnknownError, HeadwaterError, PartitionLostError
 from ...message import Outgoing, Receipt
 from .membership import Membership
 from .records import Claim, failure, produce, to_receipt
@@ -150,20 +150,23 @@ class Transactions:
 
     def _produce(self, parts: Sequence[Part]) -> Exception | None:
         """Have all messages delivered; the first error."""
-        errors: list[tuple[KafkaError, Outgoing]] = []
+        errors: list[HeadwaterError] = []
 
         def delivered(part: Part, index: int, error: KafkaError | None, record: Any) -> None:
-            if error is None:
-                part.receipts[index] = to_receipt(part.sends[index], record)
-            else:
-                errors.append((error, part.sends[index]))
+            outgoing = part.sends[index]
+            if error is not None:
+                errors.append(failure(error, self._address, outgoing, TRY_FOR))
+                return
+            receipt = part.receipts[index] = to_receipt(outgoing, record)
+            if receipt.offset is None:
+                errors.append(DeliveryUnknownError(outgoing.topic, TRY_FOR))
 
         for part in parts:
             for index, outgoing in enumerate(part.sends):
                 self._produce_one(outgoing, partial(delivered, part, index))
         while self._producer.flush(1.0) and not errors:
             pass
-        return failure(errors[0][0], self._address, errors[0][1], TRY_FOR) if errors else None
+        return errors[0] if errors else None
 
     def _produce_one(self, outgoing: Outgoing, delivered: Callable[[Any, Any], None]) -> None:
         while True:
