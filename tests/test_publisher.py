@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from headwater import (
@@ -25,7 +26,9 @@ from headwater import (
     TopicNameError,
     publisher,
 )
+from headwater.engine import option_of
 from headwater.engines.memory import MemoryEngine
+from waiting import until
 
 
 class Slow(MemoryEngine):
@@ -335,3 +338,45 @@ async def test_bodies_say_what_they_are_and_models_their_type() -> None:
         (b'{"a":1}', "application/json", None),
         (b'{"id":1}', "application/json", "Paid"),
     ]
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """Options of some engine."""
+
+    retain: bool
+
+
+class Keeping(MemoryEngine):
+    """Keeps what it was asked to send."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[Outgoing] = []
+
+    def send(self, messages: Sequence[Outgoing]) -> Sequence[Receipt]:
+        self.sent += messages
+        return super().send(messages)
+
+
+async def test_options_of_a_publish_and_of_a_publisher_reach_the_engine() -> None:
+    engine = Keeping()
+    app = App("shop", on(engine))
+
+    @app.subscriber("orders")
+    @app.publisher("plain")
+    @app.publisher("kept", options=[Wanted(True)])
+    async def handle(n: int) -> int:
+        return n
+
+    async with app:
+        await app.publish(1, "orders", options=[Wanted(False)])
+        await app.publish(2, "orders", options=[Wanted(False)], confirm=False)
+        await app.publish_many([Outgoing(3, "orders", options=(Wanted(False),))])
+        await until(lambda: len(engine.sent) == 9)
+    assert {(outgoing.topic, outgoing.options) for outgoing in engine.sent} == {
+        ("orders", (Wanted(False),)),
+        ("plain", ()),
+        ("kept", (Wanted(True),)),
+    }
+    assert option_of(engine.sent[0].options, Wanted) == Wanted(False)
+    assert option_of((), Wanted) is None

@@ -21,6 +21,7 @@ from headwater import (
     Response,
     Retry,
     TestApp,
+    Topic,
 )
 from headwater.engines.memory import MemoryEngine
 
@@ -223,3 +224,27 @@ async def test_answers_survive_a_second_life_of_the_broker() -> None:
     for _ in range(2):
         async with app:
             assert (await app.request(4, "double")).value == 8
+
+
+async def test_answers_come_to_a_place_of_the_requesters_own_where_the_engine_has_one() -> None:
+    class OwnPlaces(MemoryEngine):
+        def reply_topic(self, mark: str) -> str:
+            self.store.create(Topic(f"inbox.{mark}", partitions=1))  # as a subject or a queue that needs no declaring
+            return f"inbox.{mark}"
+
+    broker = Broker()
+    broker.replace_engine(OwnPlaces())
+    app, asked = App("shop", broker), list[str | None]()
+
+    @app.subscriber("double")
+    async def double(n: int, message: Message) -> int:
+        asked.append(message.reply_to)
+        return n * 2
+
+    async with app:
+        assert (await app.request(4, "double")).value == 8
+        assert (await app.request(5, "double")).value == 10
+        topics = {topic.name for topic in await app.admin.topics.list(internal=True)}
+    assert len(set(asked)) == 1
+    assert str(asked[0]).startswith("inbox.")
+    assert "hw.replies" not in topics

@@ -28,6 +28,9 @@ from headwater import (
     TestApp,
     TopicNameError,
 )
+from headwater.engines.memory import MemoryEngine, received
+from recording import recording
+from waiting import until
 
 
 class Order(msgspec.Struct):
@@ -481,6 +484,29 @@ async def test_cancellation_acknowledges_nothing() -> None:
     await app.drain()
     assert (await broker.admin.groups.lag("shop", "orders")).total == 1
     await app.shutdown()
+
+
+def test_an_event_loop_that_ends_acknowledges_nothing_and_writes_no_dead_letter() -> None:
+    broker, engine = recording()
+    app, inside, topics = App("shop", broker), asyncio.Semaphore(0), [f"orders-{n}" for n in range(20)]
+
+    async def handle(body: int) -> None:
+        inside.release()
+        await asyncio.Event().wait()
+
+    for topic in topics:
+        app.subscriber(topic, retry=None)(handle)
+
+    async def main() -> None:
+        await app.start()
+        for topic in topics:
+            await app.publish(1, topic)
+            await inside.acquire()
+        # returns without a stop: the loop cancels all of its tasks, in any order
+
+    asyncio.run(main())
+    assert engine.calls("ack") == []
+    assert [letter for topic in topics for letter in received(engine.store, f"{topic}.dead")] == []
 
 
 async def test_a_cancellation_the_handler_made_up_is_a_failure_like_any_other() -> None:
@@ -1248,3 +1274,129 @@ async def test_the_custom_logger_of_an_app_is_used(caplog: pytest.LogCaptureFixt
     async with TestApp(app) as t:
         await t.publish(1, "orders")
     assert {record.name for record in caplog.records} == {"mine"}
+
+
+# --- engines that take messages back for good ---------------------------------------------------------
+
+
+async def test_what_has_no_dead_letters_is_rejected_where_the_engine_takes_that(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broker, engine = recording(reject=True)
+    app = App("shop", broker)
+
+    @app.subscriber("orders", retry=None, dead_letter=False)
+    async def handle(n: int) -> None:
+        if n == 1:
+            raise Reject("of no use")
+        if n == 2:
+            raise ValueError("never")
+
+    async with app:
+        await app.publish_many([Outgoing(n, "orders", partition=0) for n in range(3)])
+        await until(lambda: len(engine.calls("reject")) == 2 and bool(engine.calls("ack")))
+    rejected = [(messages[0].value, detail) for call, messages, detail in engine.log if call == "reject"]
+    assert rejected == [(1, "of no use"), (2, "attempts exhausted")]
+    assert {m.value for messages in engine.calls("ack") for m in messages} == {0}
+    assert caplog.text.count("rejected, its engine decides what becomes of it") == 2
+
+
+@pytest.mark.parametrize(
+    ("can", "options"),
+    [({}, {"dead_letter": True}), ({}, {"ack": "on_receive"}), ({"reject": False}, {})],
+    ids=["has dead letters", "acknowledged already", "cannot"],
+)
+async def test_nothing_else_is_rejected(can: dict[str, Any], options: dict[str, Any]) -> None:
+    broker, engine = recording(**{"reject": True, **can})
+    app = App("shop", broker)
+
+    @app.subscriber("orders", **{"retry": None, "dead_letter": False, **options})
+    async def handle(n: int) -> None:
+        raise Reject
+
+    async with app:
+        await app.publish(1, "orders")
+        await until(lambda: bool(engine.calls("ack")))
+    assert engine.calls("reject") == []
+
+
+async def test_a_failing_rejection_is_logged_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    broker, engine = recording(reject=True)
+    app, handled = App("shop", broker), list[int]()
+
+    def refuse(_messages: Any) -> None:
+        raise ConnectionError("away")
+
+    engine.before["reject"] = refuse
+
+    @app.subscriber("orders", dead_letter=False)
+    async def handle(n: int) -> None:
+        handled.append(n)
+        if n == 0:
+            raise Reject
+
+    async with app:
+        await app.publish_many([Outgoing(n, "orders", partition=0) for n in range(2)])
+        await until(lambda: handled == [0, 1])
+        assert await lag(app) >= 1
+    assert "cannot reject orders/0/0, it will come again: ConnectionError: away" in caplog.text
+
+
+async def test_a_message_rejected_by_hand_is_rejected_once() -> None:
+    broker, engine = recording(reject=True)
+    app = App("shop", broker)
+
+    @app.subscriber("orders", ack="manual", dead_letter=False)
+    async def handle(message: Message) -> None:
+        await message.reject("of no use")
+
+    async with app:
+        await app.publish(1, "orders")
+        await until(lambda: len(engine.calls("reject")) == 1)
+    assert engine.calls("ack") == []
+
+
+# --- messages that kill their process -----------------------------------------------------------------
+
+
+async def delivered_before(app: App, times: int) -> None:
+    """Have the next start of the app find a message that was delivered so often already."""
+    async with app:
+        await app.drain()
+        await app.publish(1, "orders", partition=0)
+    engine = app.broker.engine
+    assert isinstance(engine, MemoryEngine)
+    engine.store.groups["shop"].cursors["orders", 0].attempts[0] = times
+
+
+@pytest.mark.parametrize(
+    ("counts_unbegun", "times", "attempts"),
+    [
+        (False, 2, [3]),  # each was an attempt, and the third is the last one
+        (False, 3, []),
+        (True, 9, [1, 2, 3]),  # each may have been a restart: they say nothing of the handler ...
+        (True, 10, []),  # ... until they are too many
+    ],
+)
+async def test_a_message_that_was_delivered_too_often_is_a_dead_letter_without_another_call(
+    counts_unbegun: bool, times: int, attempts: list[int]
+) -> None:
+    broker, _ = recording(counts_unbegun=counts_unbegun)
+    app, calls = App("shop", broker), list[int]()
+
+    @app.subscriber("orders", start="earliest", retry=Retry(attempts=3, backoff=(0, 0)))
+    async def handle(n: int, message: Message) -> None:
+        calls.append(message.attempt)
+        raise ValueError("never")
+
+    await delivered_before(app, times)
+    async with app:
+        await until(lambda: lag_is(app, 0))
+        (letter,) = await app.admin.dead.list("orders")
+    assert calls == attempts
+    assert letter.exception == ("ValueError: never" if attempts else None)
+    assert letter.reason == ("attempts exhausted" if attempts else "its process died each time it was handled")
+
+
+async def lag_is(app: App, count: int) -> bool:
+    return await lag(app) == count

@@ -360,3 +360,47 @@ def test_the_clock_fires_in_order_and_no_timer_that_was_cancelled() -> None:
     clock.stand_at(start + 3)
     assert fired == ["a", "b"]
     assert clock.time() == start + 3
+
+
+# --- engines that take messages back ------------------------------------------------------------------
+
+
+async def test_what_a_subscriber_gives_back_when_it_ends_waits_for_the_clock(less_capable: Any) -> None:
+    app, seen = App("shop", less_capable(nack=True, delayed_nack=True, partitions=False)), list[tuple[str, int]]()
+
+    async def first(n: int) -> None:
+        seen.append(("first", n))
+        raise Retry.later(30)
+
+    async def second(n: int, message: Message) -> None:
+        seen.append(("second", message.attempt))
+
+    async with TestApp(app) as t:
+        async with app.subscribe("orders", first):
+            await t.publish(1, "orders")
+            await t.advance(10)
+        async with app.subscribe("orders", second):
+            await t.advance(19)
+            assert seen == [("first", 1)]
+            await t.advance(1)
+            assert seen == [("first", 1), ("second", 2)]
+        assert (await app.admin.groups.lag("shop", "orders")).total == 0
+
+
+async def test_what_is_rejected_is_let_go_of(less_capable: Any) -> None:
+    app = App("shop", less_capable(reject=True))
+
+    @app.subscriber("orders", dead_letter=False)
+    async def handle(n: int) -> None:
+        raise Reject("of no use")
+
+    async with TestApp(app) as t:
+        await t.publish(1, "orders")
+        assert t.dead("orders") == []
+        assert (await app.admin.groups.lag("shop", "orders")).total == 0
+
+
+async def test_a_delay_that_the_replaced_engine_could_not_keep_is_refused(less_capable: Any) -> None:
+    async with TestApp(App("shop", less_capable(delayed_send=False))) as t:
+        with pytest.raises(NotSupportedError, match="delay"):
+            await t.publish(1, "orders", delay=5)

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from headwater import App, Broker, Message, Outgoing, Retry, TestApp, Topic, worker
+from headwater import App, Batch, Broker, Message, Outgoing, Retry, TestApp, Topic, worker
+from headwater.testing import VirtualClock
+from recording import RecordingEngine, recording
 from waiting import until
 
 
@@ -439,3 +441,168 @@ async def test_a_subscription_that_fails_stops_the_app_with_the_reason(monkeypat
     with pytest.raises(OSError, match="the disk is gone"):
         await asyncio.wait_for(app.run(), 5)
     assert not app.is_ready
+
+
+# --- leases, and what is given back -------------------------------------------------------------------
+
+
+def settled_with(engine: RecordingEngine, call: str) -> list[set[Any]]:
+    """What each call of a kind was given."""
+    return [{message.value for message in messages} for messages in engine.calls(call)]
+
+
+async def test_the_lease_is_extended_on_what_waits_is_parked_or_handled_and_on_nothing_settled() -> None:
+    broker, engine = recording(lease=0.03, partitions=False)
+    app, gate = App("shop", broker), Gate()
+
+    @app.subscriber("orders", concurrency=2)
+    async def handle(n: int) -> None:
+        if n == 1:
+            raise Retry.later(30)
+        await gate.enter(n)
+
+    async with app:
+        for n in range(4):
+            await app.publish(n, "orders", partition=0)
+        await until(lambda: {0, 1, 2, 3} in settled_with(engine, "extend"))
+        gate.open()
+        await until(lambda: not app.consuming[0].worker.busy)
+        engine.log.clear()
+        await until(lambda: len(engine.calls("extend")) == 3)
+        assert settled_with(engine, "extend") == [{1}] * 3
+
+
+async def test_the_lease_is_extended_on_all_of_a_batch() -> None:
+    broker, engine = recording(lease=0.03)
+    app, gate = App("shop", broker), Gate()
+
+    @app.subscriber("orders", batch=Batch(3, 0.001))
+    async def handle(numbers: list[int]) -> None:
+        await gate.enter(numbers)
+
+    async with app:
+        await app.publish_many([Outgoing(n, "orders", partition=0) for n in range(3)])
+        await until(lambda: {0, 1, 2} in settled_with(engine, "extend"))
+        gate.open()
+
+
+async def test_a_lease_that_cannot_be_extended_is_a_warning_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    broker, engine = recording(lease=0.03)
+    app, gate, failures = App("shop", broker), Gate(), [ConnectionError("away")]
+
+    def fail(_messages: Any) -> None:
+        if failures:
+            raise failures.pop()
+
+    engine.before["extend"] = fail
+
+    @app.subscriber("orders")
+    async def handle(n: int) -> None:
+        await gate.enter(n)
+
+    async with app:
+        await app.publish(1, "orders")
+        await until(lambda: bool(engine.calls("extend")))
+        gate.open()
+    assert caplog.text.count("could not extend the lease on 1 message(s), others may be given them: away") == 1
+
+
+async def test_no_lease_is_extended_on_what_its_handler_settled_already() -> None:
+    broker, engine = recording(lease=0.03, partitions=False)
+    app, gate = App("shop", broker), Gate()
+
+    @app.subscriber("orders", ack="manual", concurrency=2)
+    async def by_hand(n: int, message: Message) -> None:
+        if n == 0:
+            await message.ack()
+        await gate.enter(n)
+        if n == 1:
+            await message.ack()
+
+    @app.subscriber("others", ack="on_receive", concurrency=2)
+    async def on_receive(n: int) -> None:
+        if n == 0:
+            raise Retry.later(30)
+        await gate.enter(n)
+
+    async with app:
+        for n in range(3):
+            await app.publish(n, "orders", partition=0)
+        for n in range(3):
+            await app.publish(10 + n if n else 0, "others", partition=0)
+        await until(lambda: len(gate.inside) == 4)
+        await app.publish(20, "others", partition=0)
+        await until(lambda: {1, 2} in settled_with(engine, "extend") and {20} in settled_with(engine, "extend"))
+        gate.open()
+        assert not set().union(*settled_with(engine, "extend")) & {0, 11, 12}
+
+
+async def test_a_stop_gives_parked_messages_back_with_the_rest_of_their_wait() -> None:
+    clock = VirtualClock()
+    broker, engine = recording(clock=clock, nack=True, delayed_nack=True, partitions=False)
+    app, attempts = App("shop", broker), list[int]()
+
+    @app.subscriber("orders")
+    async def handle(n: int, message: Message) -> None:
+        attempts.append(message.attempt)
+        if message.attempt == 1:
+            raise Retry.later(30)
+
+    async with app:
+        await app.publish(1, "orders")
+        await until(lambda: app.consuming[0].worker.parked == 1)
+        clock.stand_at(clock.time() + 10)
+    assert [(call, detail) for call, _, detail in engine.log] == [("nack", pytest.approx(20))]
+    async with app:
+        assert not clock.fire_next(clock.time() + 19)
+        assert attempts == [1]
+        assert clock.fire_next(clock.time() + 21)
+        await until(lambda: nothing_left(broker))
+    assert attempts == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("can", "options"),
+    [
+        ({"delayed_nack": False}, {}),
+        ({"partitions": True}, {"concurrency": 1}),
+        ({}, {"order_by": "key"}),
+        ({}, {"ack": "on_receive"}),
+    ],
+    ids=["cannot", "order of a partition", "order of a key", "acknowledged already"],
+)
+async def test_a_stop_gives_nothing_back_that_the_source_cannot_keep_in_order_or_knows_is_done(
+    can: dict[str, Any], options: dict[str, Any]
+) -> None:
+    broker, engine = recording(**{"nack": True, "delayed_nack": True, "partitions": False, **can})
+    app = App("shop", broker)
+
+    @app.subscriber("orders", **{"concurrency": 2, **options})
+    async def handle(n: int) -> None:
+        raise Retry.later(30)
+
+    async with app:
+        await app.publish(1, "orders", key="k")
+        await until(lambda: app.consuming[0].worker.parked == 1)
+    assert engine.calls("nack") == []
+
+
+async def test_a_stop_goes_on_when_a_parked_message_cannot_be_given_back(caplog: pytest.LogCaptureFixture) -> None:
+    broker, engine = recording(nack=True, delayed_nack=True, partitions=False)
+    app, refused = App("shop", broker), [ConnectionError("away")]
+
+    def refuse(_messages: Any) -> None:
+        if refused:
+            raise refused.pop()
+
+    engine.before["nack"] = refuse
+
+    @app.subscriber("orders", concurrency=2)
+    async def handle(n: int) -> None:
+        raise Retry.later(30)
+
+    async with app:
+        await app.publish_many([Outgoing(n, "orders", partition=0) for n in range(2)])
+        await until(lambda: app.consuming[0].worker.parked == 2)
+    assert caplog.text.count("could not give back orders/0/0: away") == 1
+    assert settled_with(engine, "nack") == [{1}]

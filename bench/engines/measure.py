@@ -97,14 +97,19 @@ async def faststream(peer: Peer) -> float:
     return handle.rate
 
 
-async def ours(peer: Peer) -> float:
-    topic, handle = next(_names), Counter(peer.messages)
+def our_app(peer: Peer, topic: str, handle: Counter) -> App:
     app = App("bench", broker=peer.url, topics=peer.options(topic))
 
     @app.subscriber(topic, dead_letter=False)
     async def take(reading: Reading) -> None:
         handle(reading)
 
+    return app
+
+
+async def ours(peer: Peer) -> float:
+    topic, handle = next(_names), Counter(peer.messages)
+    app = our_app(peer, topic, handle)
     async with app:
         pass  # its group has a place from now on
     async with Broker(peer.url) as broker:
@@ -132,8 +137,9 @@ async def publishing(send: Send, at_once: int) -> float:
 
 @asynccontextmanager
 async def our_publisher(peer: Peer, topic: str) -> Any:
+    async with our_app(peer, topic, Counter(1)):
+        pass  # somebody keeps what is published, as for the peer
     async with Broker(peer.url) as broker:
-        await broker.declare(list(peer.options(topic)) or [Topic(topic)])
         yield lambda: broker.publish(BODY, topic)
 
 

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
     from .engines.kafka import KafkaBroker as KafkaBroker
     from .engines.local import LocalBroker as LocalBroker
     from .engines.memory import MemoryBroker as MemoryBroker
+    from .engines.nats import Nats as Nats
+    from .engines.nats import NatsBroker as NatsBroker
+    from .engines.rabbit import Rabbit as Rabbit
+    from .engines.rabbit import RabbitBroker as RabbitBroker
+    from .engines.redis import Redis as Redis
+    from .engines.redis import RedisBroker as RedisBroker
     from .errors import AuthenticationError as AuthenticationError
     from .errors import BatchError as BatchError
     from .errors import ConfigurationError as ConfigurationError
@@ -47,6 +53,7 @@ if TYPE_CHECKING:
     from .errors import OffsetOutOfRangeError as OffsetOutOfRangeError
     from .errors import PartitionLostError as PartitionLostError
     from .errors import PublishError as PublishError
+    from .errors import RefusedError as RefusedError
     from .errors import Reject as Reject
     from .errors import RemoteError as RemoteError
     from .errors import RequestTimeoutError as RequestTimeoutError
@@ -113,6 +120,18 @@ _HOMES = {
     ),
     "engines.local": ("LocalBroker",),
     "engines.memory": ("MemoryBroker",),
+    "engines.nats": (
+        "Nats",
+        "NatsBroker",
+    ),
+    "engines.rabbit": (
+        "Rabbit",
+        "RabbitBroker",
+    ),
+    "engines.redis": (
+        "Redis",
+        "RedisBroker",
+    ),
     "errors": (
         "BatchError",
         "ConfigurationError",
@@ -131,6 +150,7 @@ _HOMES = {
         "OffsetOutOfRangeError",
         "PartitionLostError",
         "PublishError",
+        "RefusedError",
         "Reject",
         "RemoteError",
         "RequestTimeoutError",

@@ -11,16 +11,16 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Set
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, Self, TypeVar
 
 import msgspec
 
-from .broker import Broker
+from .broker import BROKERS, Broker
 from .consumer import Consumer, Running, check_apart, consumers_of
-from .depends import Environment
+from .depends import Environment, name_of
 from .engine import DeclareMode, Topic
 from .errors import AuthenticationError, ConfigurationError, ConnectError, NoBrokerError
 from .handler import Call, Handler, Middleware
@@ -399,6 +399,7 @@ class App:
         for function, publisher in strays:
             if function not in subscribing:
                 refuse(function, publisher)
+        self._name_strangers(subscribing)
         found = []
         for broker, declared, _ in gathered:
             whole = [(subscriber, (*own, *publishers_of(subscriber, strays))) for subscriber, own in declared]
@@ -407,6 +408,17 @@ class App:
                 consumer.check(broker.engine)
                 found.append((broker, consumer))
         return found
+
+    def _name_strangers(self, subscribing: Set[Hook]) -> None:
+        """Warn of results that go nowhere: their publisher is on a broker that is not this app's.
+
+        No error: another app of this process may use the same functions with brokers of its own.
+        """
+        for broker in BROKERS - set(self._brokers):
+            for function, publisher in broker.router.gather()[1]:
+                if function in subscribing:
+                    text = "%s does not publish to %r on %s, which is none of this app's brokers"
+                    self.logger.warning(text, name_of(function), publisher.topic, broker)
 
     def _router_of(self, broker: Broker) -> Router:
         """All that is declared for a broker: on itself, and on the app if it is the first."""
@@ -475,13 +487,14 @@ class App:
     async def _declare_topics(self) -> None:
         for index, broker in enumerate(self._brokers):
             topics = {topic.name: topic for topic in self.topics} if index == 0 else {}
-            for name in self._names(broker):
+            for name in self._names(broker, self._consumers):
                 topics.setdefault(name, Topic(name))
             await broker.declare(list(topics.values()), self._declare)
 
-    def _names(self, broker: Broker) -> list[str]:
+    def _names(self, broker: Broker, consumers: Sequence[tuple[Broker, Consumer]]) -> list[str]:
+        """The topics on a broker that these consumers read and publish to, as far as they are named."""
         names = list[str]()
-        for owner, consumer in self._consumers:
+        for owner, consumer in consumers:
             if owner is broker:
                 names += consumer.source(consumer.check(broker.engine)).topics
             names += [topic for place, topic in consumer.destinations() if (place or owner) is broker]
@@ -524,10 +537,13 @@ class App:
         check_apart(
             [consumer, *(running.consumer for running in self.consuming if running.engine is self.broker.engine)]
         )
+        self._check_destinations(consumer)
         consumer.check(self.broker.engine)
         watch = None if self.watcher is None else self.watcher.watch_call
         consumer.compile(self._environment(self.broker), self.broker.send, watch)
-        await self.broker.declare([Topic(name) for name in topics if not is_pattern(name)], self._declare)
+        for broker in self._brokers:
+            if names := self._names(broker, [(self.broker, consumer)]):
+                await broker.declare([Topic(name) for name in names], self._declare)
         running = await self._start_consumer(self.broker, consumer)
         self.consuming.append(running)
         try:

@@ -6,7 +6,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Self, TypedDict
+from weakref import WeakSet
 
 from .codecs import Codec, decoder_for, encode
 from .engine import Change, DeclareMode, Engine, Source, Start, Topic
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from .admin import Admin
 
 _log = logging.getLogger("headwater")
+BROKERS: Final = WeakSet["Broker"]()  # all there are, so that an app can name one it was not given
 
 PublishNext = Callable[[Outgoing], Awaitable[Receipt]]
 PublishMiddleware = Callable[[Outgoing, PublishNext], Awaitable[Receipt]]
@@ -78,6 +80,7 @@ class Broker:
         self._requester: Requester | None = None
         self._streams: set[Stream] = set()
         self._sending: PublishNext = self._chain()
+        BROKERS.add(self)
 
     def _open(self, url: str) -> Engine:
         """The engine of a URL; the broker of one engine adds its own options."""

@@ -119,7 +119,8 @@ class Consumer:
         for broker, topic in self.destinations():
             if not is_pattern(topic):
                 (engine if broker is None else broker.engine).check_topic(topic)
-        self._check_dead_letters(name, capabilities)
+        self._check_dead_letters(engine)
+        self._check_acknowledgements(name, capabilities)
         return capabilities
 
     def destinations(self) -> Iterator[tuple[Broker | None, str]]:
@@ -134,16 +135,25 @@ class Consumer:
             elif isinstance(subscriber.dead_letter, tuple):
                 yield subscriber.dead_letter
 
-    def _check_dead_letters(self, engine: str, capabilities: Capabilities) -> None:
-        """A source that stores nothing would lose them; a transaction binds what one engine does."""
-        for subscriber, publishers in self.declared:
-            kept_here = subscriber.dead_letter and not isinstance(subscriber.dead_letter, tuple)
-            if kept_here and self.group and capabilities.ack is Ack.NONE:
+    def _check_dead_letters(self, engine: Engine) -> None:
+        """An engine that stores nothing would lose them: one that not even a group can acknowledge to."""
+        source = msgspec.structs.replace(self.source(), group=self.group or self.client)
+        stores = engine.capabilities(source).ack is not Ack.NONE
+        for subscriber, _ in self.declared:
+            if subscriber.dead_letter and not isinstance(subscriber.dead_letter, tuple) and not stores:
                 hint = "it stores nothing: give dead_letter=False, or (broker, topic) with a broker that does"
-                raise NotSupportedError(engine, f"dead letters ({_name(subscriber)})", hint)
+                raise NotSupportedError(engine.name, f"dead letters ({_name(subscriber)})", hint)
+
+    def _check_acknowledgements(self, engine: str, capabilities: Capabilities) -> None:
+        """A transaction binds what one engine does; what is acknowledged up to an offset is begun in its order."""
+        first = self.subscriber
+        for subscriber, publishers in self.declared:
             elsewhere = isinstance(subscriber.dead_letter, tuple) or any(publisher.broker for publisher in publishers)
-            if subscriber.exactly_once and elsewhere:
+            if first.exactly_once and elsewhere:
                 raise ConfigurationError(f"{_name(subscriber)}: exactly_once=True cannot span a second broker")
+        if first.ack == "on_receive" and capabilities.ack is Ack.UP_TO and first.order_by not in (None, "partition"):
+            hint = "it acknowledges up to an offset, and another order begins what stands behind it: leave out order_by"
+            raise NotSupportedError(engine, f"order_by with ack='on_receive' ({self.name})", hint)
 
     def compile(self, environment: Environment, send: Sends, watch: Watch | None = None) -> None:
         """Resolve the signatures and compose what happens for a message. Raises ConfigurationError.

@@ -65,10 +65,19 @@ class DeadLetters:
         return found[:limit]
 
     async def replay(
-        self, topic: str, *, group: str | None = None, offsets: Sequence[Place] | None = None, at: str | None = None
+        self,
+        topic: str,
+        *,
+        group: str | None = None,
+        offsets: Sequence[Place] | None = None,
+        at: str | None = None,
+        to: Broker | None = None,
     ) -> int:
-        """Send letters back to their topic, each for the group that gave it up alone; how many."""
-        return await self._settle(at or dead_topic(topic), group, offsets, replayed)
+        """Send letters back to their topic, each for the group that gave it up alone; how many.
+
+        `to` is the broker of that topic, for letters that another broker keeps.
+        """
+        return await self._settle(at or dead_topic(topic), group, offsets, replayed, to)
 
     async def purge(
         self, topic: str, *, group: str | None = None, offsets: Sequence[Place] | None = None, at: str | None = None
@@ -82,6 +91,7 @@ class DeadLetters:
         group: str | None,
         offsets: Sequence[Place] | None,
         send: Callable[[Message], Outgoing] | None,
+        to: Broker | None = None,
     ) -> int:
         letters = await self._read(where)
         chosen = [
@@ -93,6 +103,9 @@ class DeadLetters:
             burst = chosen[first : first + BURST]
             sends = [] if send is None else [send(message) for _, message in burst]
             mark = msgspec.json.encode([place for place, _ in burst])
+            if to is not None:
+                await to.publish_many(sends)
+                sends = []
             await self._broker.publish_many([*sends, Outgoing(mark, where, headers={SETTLED: "1"})])
         return len(chosen)
 

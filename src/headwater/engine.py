@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Start = Literal["latest", "earliest"] | int | datetime | Mapping[int, int]
+Start = Literal["latest", "earliest"] | str | int | datetime | Mapping[int, int]
 """Where reading begins: `earliest` is the first kept, `latest` what the next message will get; an
-offset; an offset per partition; or an aware datetime."""
+offset, which is a str on some engines; an offset per partition; or an aware datetime."""
 
 DeclareMode = Literal["create", "check", "off"]
 
@@ -41,7 +41,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     ack: Ack = Ack.NONE
     lease: float | None = None  # seconds until an unsettled message is given to somebody else
     counts_deliveries: bool = False  # Message.attempt survives our death, see Subscription.begin ...
-    counts_unbegun: bool = False  # ... and counts deliveries that were received and never begun, too
+    counts_unbegun: bool = False  # ... but counts what was never begun, too: it shows deaths, and no number of calls
     nack: bool = False  # an unsettled message can be given back
     delayed_nack: bool = False
     reject: bool = False
@@ -128,6 +128,7 @@ class Lost(msgspec.Struct, frozen=True):
 
 Change = Assigned | Revoked | Lost
 OnChange = Callable[[Change], Awaitable[None]]
+"""Told of a change before it takes effect; it waits for acknowledgements, so no settling call may wait for it."""
 
 
 class Subscription(Protocol):
@@ -153,7 +154,10 @@ class Subscription(Protocol):
         ...
 
     async def ack(self, messages: Sequence[Message]) -> None:
-        """These are done. With `UP_TO` the last one of each partition stands for all below it."""
+        """These are done. With `UP_TO` the last one of each partition stands for all below it.
+
+        A call may come while another is not over: those of one partition begin in the order of their messages.
+        """
         ...
 
     async def nack(self, messages: Sequence[Message], delay: float) -> None:

@@ -14,6 +14,7 @@ HeadwaterError
 ├── RequestTimeoutError           nobody answered a request           .topic .timeout   (also TimeoutError)
 ├── RemoteError                   the handler of a request failed     .type .reason
 ├── EncodeError                   a value no codec can write
+├── RefusedError                  the server refused a message        .topic .reason
 ├── MessageTooLargeError          more than the engine takes          .topic .size .limit
 ├── DecodeError                   a body that is not what it should be
 ├── BatchError                    some members of a batch failed      .failed
@@ -158,6 +159,14 @@ class MessageTooLargeError(HeadwaterError):
             f"a message of {size} bytes to {topic!r}: {most}. Raise the limit there, or publish a reference to it"
         )
         self.topic, self.size, self.limit = topic, size, limit
+
+
+class RefusedError(HeadwaterError):
+    """The server did not accept a message: `reason` says why in its own words."""
+
+    def __init__(self, topic: str, reason: str) -> None:
+        super().__init__(f"a message to {topic!r} was refused: {reason}")
+        self.topic, self.reason = topic, reason
 
 
 class DecodeError(HeadwaterError):

@@ -12,8 +12,8 @@ from .message import Message
 class Inbox:
     """Messages a client pushed, until they are received. It holds `size` of them, and tells whether there is room.
 
-    A client that can be held back stops delivering when `put` says there is no more room, and goes on when `on_room`
-    is called. One that cannot has to drop what `put` did not take, and count it.
+    A client that can be held back stops delivering once it is `full`, and goes on when `on_room` is called: half of it
+    is free again. One that cannot has to drop what `put` did not take, and count it.
     """
 
     def __init__(self, size: int, on_room: Callable[[], object] | None = None) -> None:
@@ -37,9 +37,9 @@ class Inbox:
     def put(self, message: Message) -> bool:
         """Take this message; False, and it is not taken, if there is no room."""
         if self.full:
-            self._full = True
             return False
         self._messages.append(message)
+        self._full = self._full or self.full
         if not self._paused:
             self._notify()
         return True
@@ -49,7 +49,7 @@ class Inbox:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait
         while (self._paused or not self._messages) and not self._woken and (rest := deadline - loop.time()) > 0:
-            if self._failure is not None:
+            if self._failure is not None and not self._messages:
                 raise self._failure
             self._waiter = loop.create_future()
             timer = loop.call_later(rest, self._notify)

@@ -106,14 +106,18 @@ class Loop(Protocol):
     """What settling asks of the loop that received the messages."""
 
     subscription: Subscription
-    cancelling: bool  # whether it is cancelling what is in work
+
+    @property
+    def cancelling(self) -> bool:
+        """Whether what is in work is being cancelled."""
+        ...
 
     def finish(self, message: Message) -> None:
         """This one is over: acknowledge it soon."""
         ...
 
-    def forget(self, message: Message) -> None:
-        """This one is over, and acknowledged already."""
+    def forget(self, *messages: Message) -> None:
+        """These are over, and acknowledged already."""
         ...
 
     async def acknowledge(self, messages: Sequence[Message]) -> None:
@@ -191,7 +195,10 @@ class Settler:
         if message.attempt > 1:
             if message.attempt > self._deaths_allowed and not message._called:
                 raise Reject("its process died each time it was handled")
-            self._begin(message)
+            if settings.capabilities.counts_unbegun and not message._called:
+                message.attempt -= (message._delivery or message).attempt - 1  # deliveries, not calls of the handler
+            if message.attempt > 1:
+                self._begin(message)
         if settings.ack == "on_receive":
             await self.loop.acknowledge([message])
         elif settings.ack == "manual":
@@ -486,6 +493,12 @@ class Settler:
     def _is_settled(self, message: Message) -> bool:
         """Whether what is raised now comes too late to change anything."""
         return message in self._committed or (self.settings.ack == "manual" and message not in self._open)
+
+    def owes(self, message: Message, *, begun: bool) -> bool:
+        """Whether the source still waits to hear what became of this one; `begun` says that its handler runs."""
+        if self.settings.ack == "on_receive":
+            return not (begun or message._called)
+        return not (begun and self._is_settled(message))
 
     def _handled(self, message: Message) -> None:
         if self.settings.ack == "on_receive":

@@ -48,6 +48,10 @@ class Watermark:
         self._ahead -= len(released)
         return released
 
+    def holds(self, message: Message) -> bool:
+        """Whether this one is not done, and its partition is still ours."""
+        return message in self._open
+
     def held(self) -> Counter[Partition]:
         """How many messages each partition holds back."""
         return Counter({partition: len(queue) for partition, queue in self._received.items()})

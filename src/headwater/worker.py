@@ -41,23 +41,31 @@ class Worker:
         self.settler = Settler(settings, self)
         self.subscription: Subscription  # given to `run`
         self.stopping = False
-        self.cancelling = False
+        self._cancelling = False
+        self._task: asyncio.Task[Any] | None = None  # that runs this
         self.on_quiet: Callable[[], object] | None = None  # told whenever `busy` may have become 0
         self._lineup = lineup
         self._held = 0  # received and not over
         self._watermark = Watermark() if settings.capabilities.ack is Ack.UP_TO else None
         self._finished: list[Message] = []  # over, to be acknowledged together
         self._acknowledge_at = 0.0  # on the monotonic clock, when some are finished
+        self._acknowledging = 0  # acknowledgements on their way to the source
         self._tell_below = _NEVER  # how few ready messages somebody waits for
         self._running: list[Work | None] = [None] * settings.concurrency
         self._parked: dict[Message, tuple[Timer, float]] = {}  # what wakes each, and when
         self._sleepers: deque[asyncio.Future[None]] = deque()  # idle lanes
         self._wants_room: asyncio.Future[None] | None = None  # the receiver, waiting for the lanes
         self._revoking: asyncio.Future[None] | None = None
-        self._paused: Counter[tuple[str, int]] = Counter()  # paused partitions, and how many they hold
+        self._paused: Counter[tuple[str, int]] = Counter()  # paused partitions, and how many they hold ...
+        self._resume_at: dict[tuple[str, int], int] = {}  # ... and at how few each goes on
         self._pauses: dict[asyncio.Future[None], Timer] = {}
         self._batch_timer: Timer | None = None
         self._batch_due = False
+
+    @property
+    def cancelling(self) -> bool:
+        """Whether what is in work is being cancelled, by a stop that waited long enough or with all of its loop."""
+        return self._cancelling or (self._task is not None and self._task.cancelling() > 0)
 
     @property
     def parked(self) -> int:
@@ -73,7 +81,7 @@ class Worker:
 
     async def run(self, subscription: Subscription) -> None:
         """Work until `stop_soon`. Raises what makes the subscription itself fail."""
-        self.subscription = subscription
+        self.subscription, self._task = subscription, asyncio.current_task()
         lanes = [asyncio.create_task(self._lane(number)) for number in range(self.settings.concurrency)]
         receiver = asyncio.create_task(self._receive())
         keeper = asyncio.create_task(self._keep_leases())
@@ -81,7 +89,7 @@ class Worker:
             await _all_or_first_failure([receiver, *lanes])
         finally:
             self.stop_soon()
-            self.cancelling = True
+            self._cancelling = True
             for task in (keeper, *lanes):
                 task.cancel()
             await asyncio.gather(keeper, *lanes, receiver, return_exceptions=True)
@@ -151,7 +159,7 @@ class Worker:
         if not waiting:
             return False
         partition, count = waiting.most_common(1)[0]
-        self._paused[partition] = count
+        self._paused[partition], self._resume_at[partition] = count, count // 2
         self.subscription.pause(frozenset((partition,)))
         return True
 
@@ -269,10 +277,14 @@ class Worker:
         else:
             self._finished += self._released(message)
 
-    def forget(self, message: Message) -> None:
-        self._held -= 1
-        self._lineup.settled(message)
-        self._finished += self._released(message)[1:]  # itself is acknowledged already
+    def forget(self, *messages: Message) -> None:
+        released = list[Message]()
+        for message in messages:
+            self._held -= 1
+            self._lineup.settled(message)
+            released += self._released(message)
+        if self._watermark is not None:
+            self._finished += _behind(released, messages)
 
     def _released(self, message: Message) -> list[Message]:
         """What may be acknowledged once this one is done: itself, or up to it and what had waited for it."""
@@ -292,24 +304,37 @@ class Worker:
             return
         if self.settings.retry_through_topic:
             done = [message._delivery or message for message in done]
+        self._acknowledging += 1
         try:
             await self.subscription.ack(done)
         except Exception as error:
             self.settings.logger.error(
                 "%s could not acknowledge %d message(s), they will come again: %s", self.settings.name, len(done), error
             )
+        finally:
+            self._acknowledging -= 1
+            if self._revoking is not None:
+                _set(self._revoking)
         self._tell_quiet()
 
     async def commit(self, messages: Sequence[Message], sends: Sequence[Outgoing]) -> None:
         await self.acknowledge(())  # a transaction leaves no gap behind it
         await self.subscription.commit(messages, sends)
-        for message in messages:
-            self.forget(message)
+        self.forget(*messages)
 
     def park(self, message: Message, delay: float) -> None:
+        if self._was_lost(message):
+            self._held -= 1
+            self._lineup.settled(message)
+            return
         self._lineup.park(message)
         clock = self.settings.clock
         self._parked[message] = clock.call_later(delay, lambda: self._unpark(message)), clock.time() + delay
+
+    def _was_lost(self, message: Message) -> bool:
+        """Whether the partition of this unsettled message went to somebody else, who handles it."""
+        delivery, mark = message._delivery or message, self._watermark
+        return mark is not None and not mark.holds(delivery) and self.settler.owes(message, begun=False)
 
     def _unpark(self, message: Message) -> None:
         del self._parked[message]
@@ -338,7 +363,7 @@ class Worker:
         lease = self.settings.capabilities.lease
         while lease is not None:
             await asyncio.sleep(lease / 3)
-            kept = [message._delivery or message for message in (*self._lineup, *self._parked, *self._handled())]
+            kept = self._leased()
             try:
                 if kept:
                     await self.subscription.extend(kept)
@@ -346,12 +371,19 @@ class Worker:
                 text = "%s could not extend the lease on %d message(s), others may be given them: %s"
                 self.settings.logger.warning(text, self.settings.name, len(kept), error)
 
+    def _leased(self) -> list[Message]:
+        """The deliveries that the source waits for."""
+        waiting = [one for one in (*self._lineup, *self._parked) if self.settler.owes(one, begun=False)]
+        handled = [one for one in self._handled() if self.settler.owes(one, begun=True)]
+        return [one._delivery or one for one in (*waiting, *handled)]
+
     async def _give_back_parked(self) -> None:
         """Keep the wait of what is parked over a stop, where the source can; the rest it gives out again by itself."""
         now = self.settings.clock.time()
+        can = self.settings.capabilities.delayed_nack and not self.settings.ordered
         for message, (timer, due) in self._parked.items():
             timer.cancel()
-            if self.settings.capabilities.delayed_nack and not self.settings.ordered:
+            if can and self.settler.owes(message, begun=False):
                 try:
                     await self.subscription.nack([message._delivery or message], max(0.0, due - now))
                 except Exception as error:
@@ -364,7 +396,7 @@ class Worker:
     def _count_down(self, partition: tuple[str, int]) -> None:
         if partition in self._paused:
             self._paused[partition] -= 1
-            if self._paused[partition] <= MAX_AHEAD // 2:
+            if self._paused[partition] <= self._resume_at[partition]:
                 del self._paused[partition]
                 self.subscription.resume(frozenset((partition,)))
                 self._make_room()
@@ -375,19 +407,23 @@ class Worker:
         """Partitions that leave are finished and acknowledged before this returns, unless they are lost already."""
         if isinstance(change, Assigned):
             return
-        if isinstance(change, Lost) and self._watermark is not None:
-            self._watermark.drop(change.partitions)
         self._drop(change.partitions)
-        if not isinstance(change, Lost):
-            while self._handles_any_of(change.partitions):
-                self._revoking, self._tell_below = asyncio.get_running_loop().create_future(), _ALWAYS
-                await self._revoking
-            self._revoking = None
-            self._drop(change.partitions)  # what failed meanwhile waits for an attempt that others will make
-            await self.acknowledge(())
-            if self._watermark is not None:
-                self._watermark.drop(change.partitions)
+        if isinstance(change, Lost):
+            self._finished[:] = [one for one in self._finished if _partition(one) not in change.partitions]
+        else:
+            await self._drain(change.partitions)
+        if self._watermark is not None:
+            self._watermark.drop(change.partitions)
         self._make_room()
+
+    async def _drain(self, partitions: Partitions) -> None:
+        """Finish and acknowledge what is being handled of these, and what is being acknowledged."""
+        while self._acknowledging or self._handles_any_of(partitions):
+            self._revoking, self._tell_below = asyncio.get_running_loop().create_future(), _ALWAYS
+            await self._revoking
+        self._revoking = None
+        self._drop(partitions)  # what failed meanwhile waits for an attempt that others will make
+        await self.acknowledge(())
 
     def _drop(self, partitions: Partitions) -> None:
         """Forget what is not being handled."""
@@ -411,6 +447,17 @@ class Worker:
 def _set(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+def _behind(released: Sequence[Message], acknowledged: Sequence[Message]) -> list[Message]:
+    """Those that stand behind all that is acknowledged of their partition: an acknowledgement never goes back."""
+    known, behind, covered = {one._delivery or one for one in acknowledged}, list[Message](), set[tuple[str, int]]()
+    for message in reversed(released):
+        if message in known:
+            covered.add(_partition(message))
+        if _partition(message) not in covered:
+            behind.append(message)
+    return behind[::-1]
 
 
 def _partition(message: Message) -> tuple[str, int]:

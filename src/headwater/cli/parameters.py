@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import typer
 
@@ -23,6 +23,7 @@ _BYTES: Final = {"": 1, "B": 1} | {
     for power, letter in enumerate("KMGT", 1)
     for unit, base in ((letter, 1024), (f"{letter}iB", 1024), (f"{letter}B", 1000))
 }
+_OFFSET = re.compile(r"\d+-\d+")
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 FOREVER: Final = "forever"
 
@@ -56,6 +57,11 @@ def read_moment(text: str) -> datetime:
 
 
 def read_start(text: str) -> Start:
+    """As `read_goal`, or an offset that is no number, such as `1700000000000-0`."""
+    return text if _OFFSET.fullmatch(text) else read_goal(text)
+
+
+def read_goal(text: str) -> Literal["earliest", "latest"] | int | datetime:
     """`earliest`, `latest`, an offset or a moment."""
     if text == "earliest":
         return "earliest"

@@ -42,7 +42,7 @@ def unseal(sealed: bytes) -> tuple[bytes | None, Headers, bytes]:
     start = _HEAD + int.from_bytes(sealed[len(_MAGIC) : _HEAD], "big")
     try:
         key, pairs = _READER.decode(sealed[_HEAD:start])
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise DecodeError(f"an envelope of {len(sealed)} bytes is damaged: {error}") from error
     return key, Headers(pairs), sealed[start:]
 
@@ -59,10 +59,11 @@ def to_text(
     """
     pairs = headers.pairs if key is None else (*headers.pairs, (KEY, key))
     found: list[tuple[str, str]] = []
-    whole = repeats or len({name for name, _ in pairs}) == len(pairs)
+    names = {name for name, _ in headers.pairs}
+    whole = names.isdisjoint(_OURS) and (repeats or len(names) == len(headers.pairs))
     for name, value in pairs:
         text = _text(value)
-        if text is not None and fits(name, text):
+        if text is not None and name != PACKED and fits(name, text):
             found.append((name, text))
         else:
             whole = False
@@ -78,9 +79,9 @@ def from_text(pairs: Iterable[tuple[str, str]]) -> tuple[bytes | None, Headers]:
         if name == PACKED:
             try:
                 packed_key, packed = _READER.decode(base64.b64decode(text))
+                return packed_key, Headers(packed)
             except ValueError:
-                continue  # some other program's header of that name
-            return packed_key, Headers(packed)
+                pass  # some other program's header of that name
         if name == KEY:
             key = text.encode()
         else:
@@ -95,6 +96,7 @@ def _text(value: bytes) -> str | None:
         return None
 
 
+_OURS: Final = frozenset((KEY, PACKED))  # what a key or a pack would be taken for
 _JSON_PAIRS: Final = ((CONTENT_TYPE, JSON.content_type.encode()),)
 _WRITER: Final = msgspec.msgpack.Encoder()
 _READER: Final = msgspec.msgpack.Decoder(tuple[bytes | None, Pairs])

@@ -1,9 +1,11 @@
-"""The pytest fixture that comes with the package."""
+"""The pytest fixture that comes with the package, and the record of what the contract suite saw."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +16,14 @@ if TYPE_CHECKING:
 
 
 pytest.register_assert_rewrite("headwater.testing.contract")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = os.environ.get("HEADWATER_MATRIX")
+    if path:
+        from .matrix import Matrix  # wanted by authors of engines alone
+
+        config.pluginmanager.register(Matrix(Path(path)))
 
 
 @pytest.fixture

@@ -13,7 +13,13 @@ import msgspec
 
 from ...clock import SYSTEM_CLOCK, Clock
 from ...engine import Ack, Assigned, Capabilities, DeclareMode, OnChange, Revoked, Source, Start, Topic
-from ...errors import OffsetOutOfRangeError, TopicNameError, TopicNotFoundError
+from ...errors import (
+    ConfigurationError,
+    NotSupportedError,
+    OffsetOutOfRangeError,
+    TopicNameError,
+    TopicNotFoundError,
+)
 from ...log.assignment import Wanted, balanced
 from ...message import Outgoing, Receipt
 from ...topics import REPLIES, is_pattern
@@ -90,6 +96,8 @@ class MemoryEngine:
         for outgoing in messages:
             self.check_topic(outgoing.topic)
             self.store.check(outgoing)
+            if outgoing.delay and not self.capabilities(Source(topics=(outgoing.topic,))).delayed_send:
+                raise NotSupportedError("the engine that memory stands for", "publish(delay=)")
         known = len(self.store.topics)
         now, sticky = self.clock.time(), self.store.spread()
         receipts = [
@@ -110,6 +118,11 @@ class MemoryEngine:
         delay, outgoing = outgoing.delay or 0.0, msgspec.structs.replace(outgoing, delay=None)
         self.clock.call_later(delay, deliver)
         return Receipt(outgoing.topic, outgoing.partition, None, self.clock.time())
+
+    def hand_out(self, cursor: Cursor, offset: int) -> None:
+        """What was given back may be handed out again."""
+        cursor.resume(offset)
+        self._wake_readers()
 
     def _wake_readers(self) -> None:
         for reader in self.store.readers:
@@ -222,7 +235,8 @@ class MemoryEngine:
         if isinstance(start, datetime):
             return partition.at(start.timestamp())
         offset = start.get(place[1], partition.earliest) if isinstance(start, Mapping) else start
-        assert isinstance(offset, int)
+        if not isinstance(offset, int):
+            raise ConfigurationError(f"start={start!r}: give 'earliest', 'latest', an offset or an aware datetime")
         if not partition.earliest <= offset <= partition.latest:
             raise OffsetOutOfRangeError(*place, offset, partition.earliest, partition.latest)
         return offset

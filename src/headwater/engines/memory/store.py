@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import zlib
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
@@ -65,6 +66,37 @@ class Cursor:
         self.next = start  # what is handed out next
         self.done: set[int] = set()
         self.attempts: dict[int, int] = {}
+        self.later: set[int] = set()  # given back, to be handed out after a while ...
+        self.again: deque[int] = deque()  # ... and those whose time has come
+
+    def waiting(self, latest: int) -> int:
+        """How many may be handed out now."""
+        withheld = sum(1 for offset in self.done | self.later if offset >= self.next)
+        return len(self.again) + latest - max(self.next, 0) - withheld
+
+    def take(self, partition: Partition, limit: int) -> list[int]:
+        """What is handed out next: at most `limit` offsets."""
+        taken, done, later = list[int](), self.done, self.later
+        while self.again and len(taken) < limit:
+            offset = self.again.popleft()
+            if offset >= max(self.done_up_to, partition.earliest) and offset not in done:
+                taken.append(offset)
+        while self.next < partition.latest and len(taken) < limit:
+            if self.next not in done and self.next not in later:
+                taken.append(self.next)
+            self.next += 1
+        return taken
+
+    def postpone(self, offset: int) -> None:
+        """Hand this out again, but not before `resume`."""
+        self.attempts.setdefault(offset, 1)
+        self.later.add(offset)
+
+    def resume(self, offset: int) -> None:
+        if offset in self.later:
+            self.later.discard(offset)
+            if offset < self.next:
+                self.again.append(offset)
 
     def ack(self, offset: int) -> None:
         self.attempts.pop(offset, None)
@@ -81,6 +113,8 @@ class Cursor:
         if offset is not None:
             self.done_up_to = offset
             self.done.clear()
+            self.later.clear()
+        self.again.clear()
         self.next = self.done_up_to
 
 

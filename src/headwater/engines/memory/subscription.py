@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ...engine import OnChange, Source
-from ...errors import ConfigurationError, NotSupportedError, TopicNotFoundError
+from ...errors import ConfigurationError, TopicNotFoundError
 from ...message import Message, Outgoing, Position, Receipt
 from .store import Cursor, Group, Place
 
@@ -53,7 +54,7 @@ class MemorySubscription:
     def backlog(self) -> int:
         """Messages that could be received now."""
         return sum(
-            self._store.topics[place[0]][place[1]].latest - max(self._cursors[place].next, 0)
+            self._cursors[place].waiting(self._store.topics[place[0]][place[1]].latest)
             for place in self.places
             if place not in self._paused
         )
@@ -97,14 +98,11 @@ class MemorySubscription:
         if cursor.next < partition.earliest:
             cursor.rewind(partition.earliest)
         group, taken = self.source.group, list[Message]()
-        while cursor.next < partition.latest and len(taken) < limit:
-            offset, record = cursor.next, partition.record(cursor.next)
-            cursor.next += 1
-            if offset not in cursor.done:
-                attempt = cursor.attempts.get(offset, 0) + 1
-                taken.append(
-                    Message(topic, record.body, record.key, record.headers, number, offset, record.time, group, attempt)
-                )
+        for offset in cursor.take(partition, limit):
+            record, attempt = partition.record(offset), cursor.attempts.get(offset, 0) + 1
+            taken.append(
+                Message(topic, record.body, record.key, record.headers, number, offset, record.time, group, attempt)
+            )
         return taken
 
     def begin(self, message: Message) -> None:
@@ -119,10 +117,14 @@ class MemorySubscription:
                 self._cursors[place].ack(message.offset)
 
     async def nack(self, messages: Sequence[Message], delay: float) -> None:
-        raise NotSupportedError("memory", "nack", "the core retries in place")
+        for message in messages:
+            assert isinstance(message.offset, int)
+            cursor = self._cursors[self._place(message)]
+            cursor.postpone(message.offset)
+            self._engine.clock.call_later(delay, partial(self._engine.hand_out, cursor, message.offset))
 
     async def reject(self, messages: Sequence[Message], reason: str) -> None:
-        raise NotSupportedError("memory", "reject", "the core writes dead letters")
+        await self.ack(messages)  # there is nowhere else to keep them
 
     async def extend(self, messages: Sequence[Message]) -> None:
         pass  # no leases

@@ -60,7 +60,8 @@ class Administration:
         for _ in range(10):
             await broker.get(topic, group=group, timeout=10)
         groups = broker.admin.groups
-        for how, value, left in (("to", 4, 6), ("shift", 2, 4), ("to", "latest", 0), ("to", "earliest", 10)):
+        first = (await broker.admin.partitions.list(topic))[0].earliest
+        for how, value, left in (("to", first + 4, 6), ("shift", 2, 4), ("to", "latest", 0), ("to", "earliest", 10)):
             arguments: dict[str, Any] = {how: value}
             dry = await groups.reset(group, topic, dry_run=True, **arguments)
             assert await groups.reset(group, topic, **arguments) == dry

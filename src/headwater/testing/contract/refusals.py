@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from ...app import App
-from ...engine import Ack, Source
 from ...errors import NotSupportedError
 from .needs import needs
 from .tools import MakeBroker
@@ -46,13 +45,10 @@ class Refusals:
     async def test_dead_letters_are_refused_where_they_would_be_lost(self, make_broker: MakeBroker, topic: str) -> None:
         await refused(make_broker, topic, "dead letters")
 
+    @needs("!settles")
     async def test_dead_letters_of_a_broadcast_are_refused_where_they_would_be_lost(
         self, make_broker: MakeBroker, topic: str
     ) -> None:
-        broker = make_broker()
-        can = broker.engine.capabilities(Source(topics=(topic,)))
-        if can.ack is not Ack.NONE or can.replay or can.durable:
-            pytest.skip(f"{broker.engine.name} stores what is published")
         await refused(make_broker, topic, "dead letters", broadcast=True, dead_letter=True)
 
 

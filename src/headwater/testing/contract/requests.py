@@ -8,6 +8,7 @@ import pytest
 
 from ...app import App
 from ...broker import Broker
+from ...engine import Source
 from ...errors import RemoteError, RequestTimeoutError
 from .needs import needs
 from .tools import QUIET, MakeBroker
@@ -18,8 +19,9 @@ class Requests:
 
     async def test_a_request_is_answered(self, broker: Broker, make_broker: MakeBroker, topic: str, group: str) -> None:
         app = App(group, make_broker())
+        shared = broker.engine.capabilities(Source(topics=(topic,), group=group)).groups
 
-        @app.subscriber(topic, concurrency=4, dead_letter=False)
+        @app.subscriber(topic, concurrency=4, dead_letter=False, broadcast=not shared)
         async def double(n: int) -> int:
             return n * 2
 

@@ -1,0 +1,129 @@
+"""The protocol's bytes: messages on their way out, and headers both ways."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ...codecs.envelope import PACKED, from_text, to_text
+from ...message import GROUP, ID, KEY, NO_HEADERS, ONLY_GROUP, TOPIC, Headers, Outgoing
+
+MESSAGE_ID: Final = "Nats-Msg-Id"  # a stream drops a second message of one id
+_SERVERS: Final = "Nats-"  # headers that speak to the server, or come from it
+_BEGIN: Final = b"NATS/1.0\r\n"
+_KEY: Final = KEY.encode() + b": "
+_CACHED: Final = 1024  # blocks of headers: those of many messages are the same
+_AGAIN: Final = frozenset((TOPIC, GROUP, ONLY_GROUP))  # on letters and retries: another message of the same id
+
+_lines: dict[Headers, bytes | None] = {}  # as they travel; None if not all of them can
+_known: dict[bytes, tuple[bytes | None, Headers]] = {}
+
+
+def publication(subject: bytes, reply: bytes, block: bytes, body: bytes) -> bytes:
+    """A message for the server; `block` are its headers, or nothing."""
+    if not block:
+        return b"PUB %b %b %d\r\n%b\r\n" % (subject, reply, len(body), body)
+    return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (subject, reply, len(block), len(block) + len(body), block, body)
+
+
+def block_of(outgoing: Outgoing, extra: bytes = b"") -> bytes:
+    """The headers and the key of a message as a block, nothing where there are none; `extra` are lines of it."""
+    headers, key = outgoing.headers, outgoing.key_bytes
+    assert isinstance(headers, Headers)  # it is ready to travel
+    if key is None and not headers:
+        return b"".join((_BEGIN, extra, b"\r\n")) if extra else b""
+    lines = _lines_of(headers)
+    if lines is not None and (key is None or _carries(key)):
+        named = b"" if key is None else b"".join((_KEY, key, b"\r\n"))
+    else:
+        lines, named = _written(to_text(key, headers, _fits, repeats=True)), _identity(headers)
+    return b"".join((_BEGIN, extra, lines, named, b"\r\n"))
+
+
+def _lines_of(headers: Headers) -> bytes | None:
+    try:
+        return _lines[headers]
+    except KeyError:
+        pass
+    if len(_lines) >= _CACHED:
+        _lines.clear()
+    pairs = to_text(None, headers, _fits, repeats=True)
+    whole = all(name != PACKED for name, _ in pairs)
+    found = _lines[headers] = _written(pairs) + _identity(headers) if whole else None
+    return found
+
+
+def _written(pairs: list[tuple[str, str]]) -> bytes:
+    return "".join([f"{name}: {value}\r\n" for name, value in pairs]).encode()
+
+
+def _identity(headers: Headers) -> bytes:
+    """What has a stream drop the second of two messages of one id, unless the second is meant to be another."""
+    identity = headers.get_bytes(ID)
+    if not identity or not _carries(identity) or not _AGAIN.isdisjoint(headers):
+        return b""
+    return b"%b: %b\r\n" % (MESSAGE_ID.encode(), identity)
+
+
+def _fits(name: str, value: str) -> bool:
+    return name.isascii() and name.isprintable() and name != "" and not {" ", ":"} & set(name) and _has_one_line(value)
+
+
+def _has_one_line(value: str) -> bool:
+    return "\r" not in value and "\n" not in value
+
+
+def _carries(value: bytes) -> bool:
+    return b"\r" not in value and b"\n" not in value
+
+
+def read(block: bytes) -> tuple[bytes | None, Headers]:
+    """The key and the headers of a block. The server's own are left out, but for the id it knows the message by."""
+    found = _known.get(block)
+    if found is None:
+        if len(_known) >= _CACHED:
+            _known.clear()
+        found = _known[block] = _read(block)
+    return found
+
+
+def _read(block: bytes) -> tuple[bytes | None, Headers]:
+    key: bytes | None = None
+    identity: bytes | None = None
+    pairs: list[tuple[str, bytes]] = []
+    for line in block[len(_BEGIN) :].split(b"\r\n"):
+        raw, colon, value = line.partition(b":")
+        if not colon:
+            continue
+        name, value = raw.decode("ascii", "backslashreplace"), value.removeprefix(b" ")
+        if name == PACKED:
+            packed_key, packed = from_text([(name, value.decode("ascii", "replace"))])
+            if packed:
+                return packed_key, packed
+        elif name == KEY:
+            key = value
+        elif not name.startswith(_SERVERS):
+            pairs.append((name, value))
+        elif name == MESSAGE_ID:
+            identity = value
+    if identity is not None and all(name != ID for name, _ in pairs):
+        pairs.append((ID, identity))
+    return key, Headers(pairs) if pairs else NO_HEADERS
+
+
+# --- what the server says instead of a message --------------------------------------------------------
+
+
+def status(block: bytes | None) -> int | None:
+    """The code of a message that is none: 408 says that a request for messages ended. None for a message."""
+    return int(block[9:12]) if block is not None and block[8:9] == b" " else None
+
+
+def described(block: bytes) -> str:
+    """What the server says beside the code."""
+    return block[13:].partition(b"\r\n")[0].decode(errors="replace")
+
+
+def server_header(block: bytes, name: bytes) -> bytes | None:
+    """The value of one of the server's own headers, or None."""
+    _, found, rest = block.partition(b"\r\n%b:" % name)
+    return rest.partition(b"\r\n")[0].strip() if found else None

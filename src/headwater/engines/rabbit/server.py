@@ -1,0 +1,131 @@
+"""What there is while we are connected: two links, the topology, the sender. Here begins what imports the client."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+from ...engine import DeclareMode, Source, Subscription, Topic
+from ...errors import ConnectError, TopicNotFoundError
+from ...topics import is_pattern
+from .address import Address
+from .consuming import QueueSubscription
+from .link import LOST, Link, described
+from .names import QUEUE_PREFIX
+from .options import QueueType
+from .sending import Sender
+from .streams import bounds
+from .topology import Topology, queue_is_there
+
+CHECK: Final = 5.0  # seconds in which a server that could take a message answers
+
+_log: Final = logging.getLogger("headwater.rabbit")
+
+
+class Server:
+    """The servers of one address.
+
+    What is consumed has a connection of its own: when RabbitMQ is short of memory or disk it stops reading from those
+    that publish, and acknowledgements would be stuck with them.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        heartbeat: int,
+        context: ssl.SSLContext | None,
+        client: str,
+        queue_type: QueueType,
+        auto_create: bool,
+    ) -> None:
+        self._address = address
+        self._publishing = Link(address, client, heartbeat, context, self._changed)
+        self._consuming = Link(address, f"{client} consuming", heartbeat, context, self._changed)
+        self._links = [self._publishing]  # those that were opened
+        self._away = False
+        self.topology = Topology(queue_type, auto_create)
+        self.sender = Sender(self._publishing, self.topology)
+
+    @property
+    def available(self) -> bool:
+        return all(link.available for link in self._links)
+
+    def _changed(self, reason: str | None) -> None:
+        """Say once that the server is away, and once that all of it is back."""
+        if reason is not None and not self._away:
+            self._away = True
+            _log.warning("%r is away: %s. Trying to get back", self._address, reason)
+        elif self._away and self.available:
+            self._away = False
+            _log.info("%r is back", self._address)
+
+    async def open(self) -> None:
+        await self._publishing.open()
+
+    async def close(self) -> None:
+        await self.sender.close()
+        for link in self._links:
+            await link.close()
+
+    async def check(self) -> None:
+        """Raise ConnectError if the server could not take a message now."""
+        try:
+            async with asyncio.timeout(CHECK), self._publishing.channel() as channel:
+                await channel.basic_qos(prefetch_count=1)
+        except TimeoutError:
+            raise ConnectError(repr(self._address), f"no answer within {CHECK:g} s") from None
+        except LOST as error:
+            raise ConnectError(repr(self._address), described(error)) from error
+
+    async def declare(self, topics: Sequence[Topic], mode: DeclareMode) -> None:
+        for topic in topics:
+            if mode == "create":
+                await self.topology.declare(self._publishing, topic)
+            elif mode == "check":
+                await self.topology.check(self._publishing, topic)
+        self.sender.forget_addresses()
+
+    async def delete_topic(self, topic: str) -> None:
+        """Its exchange, and its stream if it has one. Raises TopicNotFoundError."""
+        await self.topology.check(self._publishing, Topic(topic))
+        self.topology.forget(topic)
+        async with self._publishing.channel() as channel:
+            await channel.exchange_delete(topic)
+        if await queue_is_there(self._publishing, topic):
+            await self.delete_queues([topic])
+
+    async def delete_queues(self, queues: Sequence[str]) -> None:
+        async with self._publishing.channel() as channel:
+            for queue in queues:
+                await channel.queue_delete(queue)
+
+    async def bounds(self, topic: str) -> tuple[int, int]:
+        """The first offset of a topic that keeps its messages, and the next. Raises TopicNotFoundError."""
+        link = await self._consuming_link()
+        if not await queue_is_there(link, topic):
+            raise TopicNotFoundError(topic, "or it keeps nothing: it has no stream")
+        return await bounds(link, topic)
+
+    async def _consuming_link(self) -> Link:
+        await self._consuming.open()
+        if self._consuming not in self._links:
+            self._links.append(self._consuming)
+        return self._consuming
+
+    @asynccontextmanager
+    async def subscribe(self, source: Source) -> AsyncIterator[Subscription]:
+        link = await self._consuming_link()
+        if source.group is None:
+            for topic in source.topics:
+                if not is_pattern(topic) and not topic.startswith(QUEUE_PREFIX):
+                    await self.topology.check(link, Topic(topic, options=source.options))
+            places = self.topology.reading_places(source)
+        else:
+            places = self.topology.places(source)
+        async with QueueSubscription(link, self.topology, source, places) as subscription:
+            yield subscription
