@@ -16,6 +16,7 @@ from headwater import (
     HeadwaterError,
     LocalBroker,
     MemoryBroker,
+    NatsBroker,
     NotConnectedError,
     Outgoing,
     TopicNotFoundError,
@@ -91,6 +92,7 @@ def test_passwords_and_options_do_not_show() -> None:
     broker = Broker("memory://me:secret@host")
     assert "secret" not in repr(broker)
     assert "me" in repr(broker)
+    assert "token" not in repr(MemoryBroker("token@host"))  # nats:// takes one in the place of a name
 
 
 async def test_named_memory_is_shared_in_the_process_and_nameless_memory_private() -> None:
@@ -177,6 +179,7 @@ async def test_several_getters_of_a_group_share_its_messages() -> None:
 def test_the_brokers_of_single_engines_are_brokers() -> None:
     assert isinstance(MemoryBroker(), Broker)
     assert issubclass(LocalBroker, Broker)
+    assert issubclass(NatsBroker, Broker)
     assert App("shop", MemoryBroker("x")).broker.url == "memory://x"
 
 

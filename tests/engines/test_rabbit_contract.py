@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from servers.rabbit import RabbitServer
 
 from headwater import RabbitBroker
 from headwater.testing.contract import EngineContract, MakeBroker, Restart
+from servers.rabbit import RabbitServer
 
 
 class TestRabbit(EngineContract):

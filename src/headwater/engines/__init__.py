@@ -87,8 +87,9 @@ def path_of(parts: SplitResult) -> str:
 
 
 def redacted(url: str) -> str:
-    """The URL without its password and query, fit for logs and errors."""
+    """The URL without its password and query, fit for logs and errors. A name alone is hidden: it may be a token."""
     parts = urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
-    netloc = f"{user.partition(':')[0]}:***@{host}" if ":" in user else user + at + host
-    return f"{parts.scheme}://{netloc}{parts.path}"
+    who, at, host = parts.netloc.rpartition("@")
+    user, colon, _ = who.partition(":")
+    shown = f"{user}:***" if colon else "***" if at else ""
+    return f"{parts.scheme}://{shown}{at}{host}{parts.path}"

@@ -11,7 +11,8 @@ from typing import Any, Final
 
 import aiormq
 from aiormq.abc import ChannelFrame
-from pamqp.commands import Basic
+from aiormq.connection import FrameReceiver, ReceivedFrame
+from pamqp.commands import Basic, Connection
 
 Delivered = Callable[[Basic.Deliver, Basic.Properties, bytes], None]
 Confirmed = Callable[[int, bool, bool], None]  # the tag, whether all below it too, whether it was accepted
@@ -21,9 +22,26 @@ _FRAMES: Final = 200  # that may wait in a channel before its connection reads n
 
 
 class DirectConnection(aiormq.Connection):
-    """A connection whose channels see to it themselves that not too much waits to be written."""
+    """A connection that says why the server refuses it, and whose channels bound by themselves what waits in it."""
 
     FRAME_BUFFER_SIZE = 0
+
+    @staticmethod
+    async def _rpc(request: Any, writer: Any, frame_receiver: Any, wait_response: bool = True) -> Any:
+        return await aiormq.Connection._rpc(request, writer, _Refusable(frame_receiver), wait_response)
+
+
+class _Refusable(FrameReceiver):
+    """Receives answers while connecting. The layer itself tells of a refusal without its text."""
+
+    def __init__(self, receiver: FrameReceiver) -> None:
+        self._receiver = receiver
+
+    async def get_frame(self) -> ReceivedFrame:
+        answer = await self._receiver.get_frame()
+        if isinstance(answer[2], Connection.Close):
+            raise aiormq.ConnectionClosed(answer[2].reply_code, answer[2].reply_text)
+        return answer
 
 
 class DirectChannel(aiormq.Channel):
@@ -33,6 +51,16 @@ class DirectChannel(aiormq.Channel):
     on_confirmed: Confirmed
     on_returned: Returned
     _sent: asyncio.Future[None] | None = None  # done once what was posted last is on its way
+
+    async def rpc(self, frame: Any, timeout: float | None = None) -> Any:
+        """As the layer's, which cancels who calls when it drops a connection: that is none of the caller's doing."""
+        try:
+            return await super().rpc(frame, timeout=timeout)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise aiormq.ChannelInvalidStateError("the connection was dropped") from None
 
     async def room(self) -> None:
         """Return once what was posted before is on its way: the socket takes no more than the server reads."""

@@ -8,14 +8,15 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, Self
 
 import pamqp.frame
 from pamqp.commands import Basic
 
-from ...engine import Source
-from ...errors import HeadwaterError, NotSupportedError
+from ...engine import Source, Start
+from ...errors import ConnectError, HeadwaterError, NotSupportedError
 from ...inbox import Inbox
 from ...message import Message, Outgoing, Position, Receipt
 from ...topics import is_pattern, match
@@ -28,6 +29,7 @@ from .wire import read
 
 _log: Final = logging.getLogger("headwater.rabbit")
 
+BEGIN: Final = 10.0  # seconds in which a queue can be consumed; one whose leader is lost never answers
 REFRESH: Final = 5.0  # seconds between two looks whether a queue is still bound as it should be
 
 
@@ -97,13 +99,19 @@ class Tap:
         self._inbox = inbox
         self._topics = {binding.exchange: binding.topic for binding in place.bindings if not is_pattern(binding.topic)}
         self._patterns = [binding.topic for binding in place.bindings if is_pattern(binding.topic)]
+        self._position = _position(source.start)  # in a stream: where it is read from
+        # A stream begins at the chunk that contains a time; messages are stamped to the second.
+        self._since = int(source.start.timestamp()) if isinstance(source.start, datetime) else 0
         self._consumers = 0
         self._session = Session()
         self._keeper: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Take the place; what is published from now on comes. Raises what `Topology.make_place` does."""
-        await self._begin()
+        """Take the place; what is published from now on comes. Raises as `Topology.make_place`, or ConnectError."""
+        try:
+            await self._begin()
+        except TimeoutError:
+            raise ConnectError(f"the queue {self._place.queue!r}", f"no answer within {BEGIN:g} s") from None
         self._keeper = asyncio.create_task(self._keep(), name=f"headwater {self._place.queue}")
 
     async def close(self) -> None:
@@ -129,26 +137,30 @@ class Tap:
     # --- consuming ------------------------------------------------------------------------------------
 
     async def _begin(self) -> None:
-        await self._topology.make_place(self._link, self._place, self._options)
-        session = Session()
-        session.channel = await open_channel(
-            await self._link.connection(), on_delivered=partial(self._delivered, session)
-        )
-        try:
-            session.channel.closing.add_done_callback(session.end)
-            session.channel.on_consumer_cancel_callbacks.add(session.end)
-            await session.channel.basic_qos(prefetch_count=self._prefetch)
-            self._session, self._consumers = session, 0
-            await self._consume(session)
-        except BaseException:
-            await leave_channel(session.channel)
-            raise
+        async with asyncio.timeout(BEGIN):
+            await self._topology.make_place(self._link, self._place, self._options)
+            session = Session()
+            session.channel = await open_channel(
+                await self._link.connection(), on_delivered=partial(self._delivered, session)
+            )
+            try:
+                session.channel.closing.add_done_callback(session.end)
+                session.channel.on_consumer_cancel_callbacks.add(session.end)
+                await session.channel.basic_qos(prefetch_count=self._prefetch)
+                self._session = session
+                await self._consume(session)
+                if self._position == "next":  # should the connection be lost before anything came
+                    self._position = datetime.now(UTC)
+            except BaseException:
+                await leave_channel(session.channel)
+                raise
 
     async def _consume(self, session: Session) -> None:
         self._consumers += 1
         self._inbox.size += self._prefetch
         tag = f"{self._source.client}.{self._consumers}"
-        await session.channel.basic_consume(self._place.queue, _unused, consumer_tag=tag)
+        arguments = {"x-stream-offset": self._position} if self._place.stream else None
+        await session.channel.basic_consume(self._place.queue, _unused, consumer_tag=tag, arguments=arguments)
 
     def _delivered(self, session: Session, frame: Basic.Deliver, properties: Basic.Properties, body: bytes) -> None:
         tag = frame.delivery_tag
@@ -165,17 +177,23 @@ class Tap:
             body,
             found.key,
             found.headers,
-            None,
-            properties.message_id,
+            0 if self._place.stream else None,
+            found.offset,
             now if properties.timestamp is None else properties.timestamp.timestamp(),
             self._source.group,
             found.given_back + 1,
             (session, tag),
         )
+        if self._place.stream:
+            if message.time < self._since:
+                session.ack([tag])
+                return
+            assert isinstance(found.offset, int)
+            self._position = found.offset + 1
         self._inbox.put(message)
 
     def _topic(self, exchange: str) -> str | None:
-        """The topic of what was published to an exchange; None for what a wildcard let through that no pattern matches."""
+        """The topic of what was published to an exchange; None for what a wildcard let through and no pattern matches."""
         topic = self._topics.get(exchange)
         if topic is not None:
             return topic
@@ -208,20 +226,30 @@ class Tap:
         if not session.channel.is_closed:
             _log.warning("the queue %r was deleted, with the messages in it; it is made again", self._place.queue)
         await leave_channel(session.channel)
-        for message in self._inbox.clear():
-            if message.token[0] is not session:  # those come again
-                self._inbox.put(message)
-        self._inbox.size -= self._consumers * self._prefetch
-        self._consumers = 0
+        self._forget_unreceived(session)
         for tries in itertools.count(1):
+            self._inbox.size -= self._consumers * self._prefetch
+            self._consumers = 0
             try:
                 await self._tell_of_a_gap()
                 return await self._begin()
             except HeadwaterError as error:
                 return self._inbox.fail(error)
             except (*LOST, TimeoutError) as error:
-                _log.debug("%s cannot be consumed yet: %s", self._place.queue, error)
+                if tries == 1 and self._link.available:
+                    _log.warning("the queue %r cannot be consumed yet: %r. Trying on", self._place.queue, error)
                 await asyncio.sleep(BACKOFF.delay(tries))
+
+    def _forget_unreceived(self, session: Session) -> None:
+        """What was delivered and not received comes again."""
+        ours = list[Message]()
+        for message in self._inbox.clear():
+            if message.token[0] is session:
+                ours.append(message)
+            else:
+                self._inbox.put(message)
+        if ours and self._place.stream:
+            self._position = ours[0].offset
 
     async def _tell_of_a_gap(self) -> None:
         if self._place.temporary and not await queue_is_there(self._link, self._place.queue):
@@ -294,6 +322,19 @@ class QueueSubscription:
 
     async def seek(self, position: Position) -> None:
         raise NotSupportedError("rabbit", "seek", 'a queue has no places: give options=[Rabbit(queue_type="stream")]')
+
+
+def _position(start: Start) -> Any:
+    """Where a stream begins, as RabbitMQ is told."""
+    match start:
+        case "earliest":
+            return "first"
+        case "latest":
+            return "next"
+        case int() | datetime():
+            return start
+        case _:
+            return start.get(0, "first")
 
 
 def _by_session(messages: Sequence[Message]) -> dict[Session, list[int]]:

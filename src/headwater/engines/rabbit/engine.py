@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from ...admin import EngineAdmin
 from ...clock import SYSTEM_CLOCK, Clock
 from ...engine import Ack, Capabilities, DeclareMode, OnChange, Source, Subscription, Topic
 from ...errors import MissingExtraError, NotConnectedError, NotSupportedError
 from ...message import Outgoing, Receipt
+from ...topics import is_pattern
 from . import names
 from .address import Address
+from .administration import ManagementApi, RabbitAdmin
 from .options import QueueType, rabbit_of
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _QUEUE: Final = Capabilities(
 )
 _QUORUM: Final = msgspec.structs.replace(_QUEUE, counts_deliveries=True, counts_unbegun=True)
 _READER: Final = Capabilities(delayed_send=True, headers=True, patterns=True, groups=True, durable=True)
+_REPLAYED: Final = msgspec.structs.replace(_READER, replay=True)
 
 
 class RabbitEngine:
@@ -42,7 +44,6 @@ class RabbitEngine:
 
     name = "rabbit"
     clock: Clock = SYSTEM_CLOCK
-    admin: EngineAdmin | None = None
 
     def __init__(
         self,
@@ -77,6 +78,8 @@ class RabbitEngine:
         self._auto_create = auto_create
         self._client = client
         self._tls = (ca, cert, key, verify)
+        api = None if management is None else ManagementApi(management, address.vhost, address.user, address.password)
+        self.admin = RabbitAdmin(self._connected, api)
         self._server: Server | None = None
         self._connecting = asyncio.Lock()
 
@@ -122,9 +125,13 @@ class RabbitEngine:
 
     def capabilities(self, source: Source) -> Capabilities:
         if source.group is None:
-            return _READER
+            return _REPLAYED if self._is_kept(source) else _READER
         kind = rabbit_of(source.options).queue_type or self._queue_type
         return _QUEUE if kind == "classic" else _QUORUM
+
+    def _is_kept(self, source: Source) -> bool:
+        kind = rabbit_of(source.options).queue_type or self._queue_type
+        return all(not is_pattern(topic) and names.keeps(topic, kind) for topic in source.topics)
 
     def check_topic(self, name: str) -> None:
         names.check_topic(name)
@@ -143,7 +150,8 @@ class RabbitEngine:
     def subscribe(self, source: Source, on_change: OnChange) -> AbstractAsyncContextManager[Subscription]:
         if source.partitions not in (None, (0,)):
             raise NotSupportedError(self.name, f"partitions={source.partitions}", "a topic has none")
-        if source.start != "latest" and not (source.group and source.start == "earliest"):
+        new_group_gets_what_comes = source.group is not None and source.start == "earliest"  # as `get` asks for
+        if source.start != "latest" and not new_group_gets_what_comes and not self.capabilities(source).replay:
             hint = 'a queue keeps nothing from before it was made: give options=[Rabbit(queue_type="stream")]'
             raise NotSupportedError(self.name, f"start={source.start!r}", hint)
         return self._connected().subscribe(source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -208,5 +209,7 @@ async def leave_channel(channel: DirectChannel) -> None:
 
 def described(error: BaseException) -> str:
     """What the server or the system said, without the names of the client's classes."""
+    if isinstance(error, ConnectionError) and error.errno:
+        return os.strerror(error.errno)
     said = [str(part) for part in error.args if part not in (None, "")]
     return " ".join(said) or type(error).__name__

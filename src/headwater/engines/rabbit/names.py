@@ -7,7 +7,7 @@ from typing import Final
 from urllib.parse import quote, unquote
 
 from ...errors import TopicNameError
-from ...topics import INTERNAL_PREFIX
+from ...topics import DEAD_SUFFIX, INTERNAL_PREFIX, is_internal
 
 HUB: Final = "hw.topics"  # the exchange that every topic passes its messages on to; patterns are bound to it
 QUEUE_PREFIX: Final = "hw.queue/"  # a topic of this kind is a queue itself, such as the one somebody takes answers from
@@ -31,6 +31,11 @@ def check_topic(name: str) -> None:
         raise TopicNameError(name, f"names that begin with amq. are RabbitMQ's own, and {HUB} is Headwater's")
     if len(name) > _LONGEST:
         raise TopicNameError(name, f"it has more than {_LONGEST} characters")
+
+
+def keeps(topic: str, queue_type: str) -> bool:
+    """Whether what is published to a topic is kept in a stream of its name, to be read again. Dead letters always are."""
+    return topic.endswith(DEAD_SUFFIX) if is_internal(topic) else queue_type == "stream"
 
 
 def group_queue(topic: str, group: str) -> str:

@@ -20,13 +20,15 @@ from ...errors import HeadwaterError, MessageTooLargeError, NotSupportedError, P
 from ...message import Headers, Outgoing, Receipt
 from .channel import DirectChannel, open_channel
 from .delays import Ladder, entries, levels_of, rung
-from .link import Link, described, leave_channel
+from .link import LOST, Link, described, leave_channel
 from .names import QUEUE_PREFIX, check_topic
 from .options import DEFAULT, Rabbit, rabbit_of
 from .wire import GENERATED, body_frames, head_frame, written
 
 if TYPE_CHECKING:
     from .topology import Topology
+
+AGAIN: Final = 0.05  # seconds before a connection is asked for again that was lost just now
 
 _TOO_LARGE: Final = re.compile(r"message size \d+ .*?(\d+)$")
 _NAMED: Final = re.compile(r"exchange '(.*?)'")
@@ -145,8 +147,12 @@ class Sender:
         batch, now = Batch(messages), time.time()
         addresses = [self._address(outgoing) for outgoing in messages]
         while batch.unsent:
-            outlet = await self._open_outlet()
-            await self._prepare(batch, addresses)
+            try:
+                outlet = await self._open_outlet()
+                await self._prepare(batch, addresses)
+            except LOST:  # on the way: the link will notice, too
+                await asyncio.sleep(AGAIN)
+                continue
             async with self._writing:
                 await outlet.channel.room()  # what comes now cannot be cancelled: tags and messages stay in step
                 if outlet.channel.is_closed or not batch.unsent:
@@ -186,6 +192,8 @@ class Sender:
                 await self._check(outgoing, address)
             except HeadwaterError as error:
                 batch.errors[index] = error
+            except aiormq.AMQPChannelError as error:
+                batch.errors[index] = HeadwaterError(f"RabbitMQ refused {outgoing.topic!r}: {described(error)}")
         if any(batch.errors):
             batch.unsent = [index for index in batch.unsent if batch.errors[index] is None]
 

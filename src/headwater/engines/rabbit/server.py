@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from ...engine import DeclareMode, Source, Subscription, Topic
-from ...errors import ConnectError
+from ...errors import ConnectError, TopicNotFoundError
 from ...topics import is_pattern
 from .address import Address
 from .consuming import QueueSubscription
@@ -18,7 +18,8 @@ from .link import LOST, Link, described
 from .names import QUEUE_PREFIX
 from .options import QueueType
 from .sending import Sender
-from .topology import Topology
+from .streams import bounds
+from .topology import Topology, queue_is_there
 
 CHECK: Final = 5.0  # seconds in which a server that could take a message answers
 
@@ -89,6 +90,27 @@ class Server:
                 await self.topology.check(self._publishing, topic)
         self.sender.forget_addresses()
 
+    async def delete_topic(self, topic: str) -> None:
+        """Its exchange, and its stream if it has one. Raises TopicNotFoundError."""
+        await self.topology.check(self._publishing, Topic(topic))
+        self.topology.forget(topic)
+        async with self._publishing.channel() as channel:
+            await channel.exchange_delete(topic)
+        if await queue_is_there(self._publishing, topic):
+            await self.delete_queues([topic])
+
+    async def delete_queues(self, queues: Sequence[str]) -> None:
+        async with self._publishing.channel() as channel:
+            for queue in queues:
+                await channel.queue_delete(queue)
+
+    async def bounds(self, topic: str) -> tuple[int, int]:
+        """The first offset of a topic that keeps its messages, and the next. Raises TopicNotFoundError."""
+        link = await self._consuming_link()
+        if not await queue_is_there(link, topic):
+            raise TopicNotFoundError(topic, "or it keeps nothing: it has no stream")
+        return await bounds(link, topic)
+
     async def _consuming_link(self) -> Link:
         await self._consuming.open()
         if self._consuming not in self._links:
@@ -102,7 +124,7 @@ class Server:
             for topic in source.topics:
                 if not is_pattern(topic) and not topic.startswith(QUEUE_PREFIX):
                     await self.topology.check(link, Topic(topic, options=source.options))
-            places = [self.topology.reader(source)]
+            places = self.topology.reading_places(source)
         else:
             places = self.topology.places(source)
         async with QueueSubscription(link, self.topology, source, places) as subscription:

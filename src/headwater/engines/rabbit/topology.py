@@ -12,10 +12,10 @@ import msgspec
 
 from ...engine import Source, Topic
 from ...errors import ConfigurationError, NotSupportedError, TopicNotFoundError
-from ...topics import DEAD_SUFFIX, is_internal, is_pattern, retry_topic
+from ...topics import is_internal, is_pattern, retry_topic
 from .channel import DirectChannel
 from .link import Link, described
-from .names import HUB, QUEUE_PREFIX, READER_QUEUE, group_queue, wildcard
+from .names import HUB, QUEUE_PREFIX, READER_QUEUE, group_queue, keeps, wildcard
 from .options import DEFAULT, QueueType, Rabbit, rabbit_of
 
 READER_LIVES: Final = 60_000  # milliseconds that a reader's queue waits for it to come back
@@ -45,6 +45,7 @@ class Place(msgspec.Struct):
     bindings: list[Binding]
     taken_as_it_is: bool = False  # if it is there
     temporary: bool = False  # a reader's, deleted when it leaves
+    stream: bool = False  # keeps what it delivered
 
 
 class Topology:
@@ -70,12 +71,6 @@ class Topology:
     def exchange_of(self, topic: str, options: Rabbit) -> str:
         return topic if options.exchange is None else options.exchange
 
-    def keeps(self, topic: str, options: Rabbit) -> bool:
-        """Whether what is published to a topic is kept in a stream of its name, to be read again."""
-        if is_internal(topic):
-            return topic.endswith(DEAD_SUFFIX)
-        return (options.queue_type or self._queue_type) == "stream"
-
     def places(self, source: Source) -> list[Place]:
         """The queues of a group. Its retries come back to the queue they left."""
         assert source.group is not None
@@ -94,15 +89,26 @@ class Topology:
                 place.bindings.append(Binding(queue, retry, retry))
         return list(found.values())
 
-    def reader(self, source: Source) -> Place:
-        """The queue of a reader without a group. It outlives a short absence, so that nothing is missed."""
+    def reading_places(self, source: Source) -> list[Place]:
+        """What a reader without a group reads: the streams of topics that keep their messages, and a queue of its own.
+
+        The queue outlives a short absence, so that nothing is missed.
+        """
+        given, found = rabbit_of(source.options), list[Place]()
         arguments = {"x-queue-type": "classic", "x-expires": READER_LIVES}
-        (first, *_), given = source.topics, rabbit_of(source.options)
-        if first.startswith(QUEUE_PREFIX):
-            return Place(first[len(QUEUE_PREFIX) :], arguments, [], temporary=True)
-        queue = f"{READER_QUEUE}{os.urandom(9).hex()}"
-        bindings = [self._binding(queue, topic, self.options(topic, given)) for topic in source.topics]
-        return Place(queue, arguments, bindings, temporary=True)
+        queue, bindings = f"{READER_QUEUE}{os.urandom(9).hex()}", list[Binding]()
+        for topic in source.topics:
+            options = self.options(topic, given)
+            if topic.startswith(QUEUE_PREFIX):
+                found.append(Place(topic[len(QUEUE_PREFIX) :], arguments, [], temporary=True))
+            elif is_pattern(topic) or not keeps(topic, options.queue_type or self._queue_type):
+                bindings.append(self._binding(queue, topic, options))
+            else:
+                binding = Binding(topic, self.exchange_of(topic, options), topic)
+                found.append(Place(topic, {"x-queue-type": "stream"}, [binding], taken_as_it_is=True, stream=True))
+        if bindings:
+            found.append(Place(queue, arguments, bindings, temporary=True))
+        return found
 
     def _binding(self, queue: str, topic: str, options: Rabbit) -> Binding:
         if is_pattern(topic):
@@ -138,7 +144,7 @@ class Topology:
         options = rabbit_of(topic.options)
         if topic.partitions not in (None, 1):
             raise NotSupportedError("rabbit", f"partitions={topic.partitions} ({topic.name})", "a topic has none")
-        if (topic.retention or topic.retention_bytes) and not self.keeps(topic.name, options):
+        if (topic.retention or topic.retention_bytes) and not keeps(topic.name, options.queue_type or self._queue_type):
             hint = 'an exchange keeps nothing: give options=[Rabbit(queue_type="stream")]'
             raise NotSupportedError("rabbit", f"retention ({topic.name})", hint)
         if topic.options or topic.retention or topic.retention_bytes:
@@ -199,7 +205,7 @@ class Topology:
             if not is_internal(topic):
                 await channel.exchange_declare(HUB, exchange_type="topic", durable=True)
                 await channel.exchange_bind(HUB, exchange, self._key(exchange, topic))
-        if self.keeps(topic, options):
+        if keeps(topic, options.queue_type or self._queue_type):
             await self.make_stream(link, topic, options)
 
     async def make_stream(self, link: Link, topic: str, options: Rabbit) -> None:

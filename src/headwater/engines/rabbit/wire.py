@@ -22,6 +22,7 @@ DELAYED_TO: Final = "hw-delayed-to"  # the exchange a delayed message goes to in
 DELAY_LEVEL: Final = "hw-delay-"  # with a number: a level at which it waits
 
 _ENCODING: Final = "content-encoding"
+_STREAM_OFFSET: Final = "x-stream-offset"
 _DELIVERY_COUNT: Final = "x-delivery-count"  # how often a quorum queue was given the message back
 _DEATHS: Final = ("x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason")
 
@@ -175,13 +176,15 @@ class Read(msgspec.Struct, gc=False):
     headers: Headers
     given_back: int = 0  # how often, as far as its queue counts that
     delayed_to: str | None = None
+    offset: int | str | None = None  # in a stream its place, else the message's id
 
 
 def read(properties: Basic.Properties, now: float) -> Read:
     """The key and headers that `head_frame` wrote, or that somebody else's program did."""
     table: dict[str, Any] = properties.headers or {}
-    found = Read(None, NO_HEADERS)
+    found = Read(None, NO_HEADERS, offset=properties.message_id)
     if table:
+        found.offset = table.pop(_STREAM_OFFSET, found.offset)
         key = table.pop(KEY, None)
         found.key = None if key is None else _bytes(key)
         found.given_back = table.pop(_DELIVERY_COUNT, 0)

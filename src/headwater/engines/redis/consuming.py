@@ -116,6 +116,9 @@ class Member:
             elif reply.code != "BUSYGROUP":
                 raise reply
         self._topics += [topic for topic in topics if topic not in self._topics]
+        await self._servers.ask([
+            (topic, ("XGROUP", "CREATECONSUMER", topic, self.group, self.name)) for topic in topics
+        ])  # fmt: skip
         if fresh and start != "earliest":
             await self._log_skipped(fresh, start)
 
