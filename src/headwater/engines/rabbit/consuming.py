@@ -16,7 +16,7 @@ import pamqp.frame
 from pamqp.commands import Basic
 
 from ...engine import Source, Start
-from ...errors import ConnectError, HeadwaterError, NotSupportedError
+from ...errors import ConfigurationError, ConnectError, HeadwaterError, NotSupportedError
 from ...inbox import Inbox
 from ...message import Message, Outgoing, Position, Receipt
 from ...topics import is_pattern, match
@@ -333,6 +333,8 @@ def _position(start: Start) -> Any:
             return "next"
         case int() | datetime():
             return start
+        case str():
+            raise ConfigurationError(f"start={start!r} is no offset of a stream: these are ints")
         case _:
             return start.get(0, "first")
 

@@ -62,11 +62,19 @@ class Topology:
     # --- what is where --------------------------------------------------------------------------------
 
     def options(self, topic: str, given: Rabbit) -> Rabbit:
-        """The options for a topic: those given, else those it was declared with. Internal topics have none."""
+        """Those given, with what makes the topic itself from its declaration. Internal topics have none."""
         if is_internal(topic):
             return DEFAULT
         declared = self._declared.get(topic)
-        return given if declared is None or given is not DEFAULT else rabbit_of(declared.options)
+        if declared is None:
+            return given
+        own = rabbit_of(declared.options)
+        return msgspec.structs.replace(
+            given,
+            exchange=own.exchange if given.exchange is None else given.exchange,
+            exchange_type=given.exchange_type or own.exchange_type,
+            queue_type="stream" if own.queue_type == "stream" else given.queue_type,
+        )
 
     def exchange_of(self, topic: str, options: Rabbit) -> str:
         return topic if options.exchange is None else options.exchange
@@ -141,7 +149,7 @@ class Topology:
 
     async def declare(self, link: Link, topic: Topic) -> None:
         """Make a topic as its owner wants it. Raises NotSupportedError for what RabbitMQ's topics do not have."""
-        options = rabbit_of(topic.options)
+        options = DEFAULT if is_internal(topic.name) else rabbit_of(topic.options)
         if topic.partitions not in (None, 1):
             raise NotSupportedError("rabbit", f"partitions={topic.partitions} ({topic.name})", "a topic has none")
         if (topic.retention or topic.retention_bytes) and not keeps(topic.name, options.queue_type or self._queue_type):
@@ -153,7 +161,7 @@ class Topology:
 
     async def check(self, link: Link, topic: Topic) -> None:
         """Raise TopicNotFoundError if the exchange of a topic is not there."""
-        exchange = self.exchange_of(topic.name, rabbit_of(topic.options))
+        exchange = self.exchange_of(topic.name, self.options(topic.name, rabbit_of(topic.options)))
         if not await self._is_there(link, exchange):
             raise TopicNotFoundError(topic.name)
 
