@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -21,6 +23,7 @@ from headwater import (
     Headers,
     Message,
     MessageTooLargeError,
+    MissingExtraError,
     NotSupportedError,
     Outgoing,
     Position,
@@ -104,6 +107,17 @@ def test_arguments_win_over_the_url() -> None:
     engine: Any = RedisBroker("redis://h?lease=3&auto_create=false", lease=7).engine
     assert engine.capabilities(Source(topics=("orders",), group="shop")).lease == 7
     assert engine_for("redis+pubsub://h").streams is False  # type: ignore[attr-defined]  # our engine
+
+
+def test_making_a_broker_imports_no_client() -> None:
+    code = "import sys, headwater; headwater.RedisBroker('redis://h'); print({'redis', 'hiredis'} & {*sys.modules})"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "set()\n"
+
+
+async def test_a_missing_client_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "hiredis", None)
+    with pytest.raises(MissingExtraError, match=r"headwater\[redis\]"):
+        await RedisBroker("redis://h").connect()
 
 
 # --- beside other programs ----------------------------------------------------------------------------
@@ -283,6 +297,29 @@ async def test_entries_that_were_deleted_while_somebody_had_them_are_let_go(brok
     async with reading(broker, "orders", "shop") as place:
         assert [message.value for message in await taken(place, 2)] == [0, 3]
         assert await nothing_more(place)
+
+
+async def test_under_load_members_that_are_killed_cost_no_message(server: RedisServer, broker: RedisBroker) -> None:
+    dice, count = random.Random(5), 3000
+    peers = [RedisPeer("consume", server.url, lease=1) for _ in range(4)]
+    try:
+        for peer in peers:
+            await peer.saying("ready")
+        for first in range(0, count, 300):
+            await broker.publish_many([Outgoing(str(n), "orders") for n in range(first, first + 300)])
+            if first and first % 900 == 0:
+                await asyncio.sleep(dice.uniform(0.0, 0.1))
+                peers[first // 900].kill()
+        await until(lambda: _all_done(broker), within=20)
+    finally:
+        for peer in peers:
+            peer.kill()
+    done = {line[1] for peer in peers for line in peer.rest() if line[0] == "done"}
+    assert done == {str(n) for n in range(count)}
+
+
+async def _all_done(broker: Broker) -> bool:
+    return (await broker.admin.groups.lag("shop", "orders")).total == 0
 
 
 # --- exclusive ----------------------------------------------------------------------------------------

@@ -301,8 +301,7 @@ class Member:
         for attempt, entries in zip(counted, replies, strict=True):
             if isinstance(entries, Refusal):
                 raise entries
-            there = [entry for entry in entries if entry is not None and entry[1] is not None]  # not trimmed away
-            for message in read(topic, self.group, there):
+            for message in read(topic, self.group, entries):
                 message.attempt = max(1, attempt)
                 messages.append(message)
         if messages:
