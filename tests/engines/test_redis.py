@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -301,8 +302,8 @@ async def test_entries_that_were_deleted_while_somebody_had_them_are_let_go(brok
 
 async def test_under_load_members_that_are_killed_cost_no_message(server: RedisServer, broker: RedisBroker) -> None:
     dice, count = random.Random(5), 3000
-    peers = [RedisPeer("consume", server.url, lease=1) for _ in range(4)]
-    try:
+    with ExitStack() as started:
+        peers = [started.enter_context(RedisPeer("consume", server.url, lease=1)) for _ in range(4)]
         for peer in peers:
             await peer.saying("ready")
         for first in range(0, count, 300):
@@ -311,10 +312,8 @@ async def test_under_load_members_that_are_killed_cost_no_message(server: RedisS
                 await asyncio.sleep(dice.uniform(0.0, 0.1))
                 peers[first // 900].kill()
         await until(lambda: _all_done(broker), within=20)
-    finally:
-        for peer in peers:
-            peer.kill()
-    done = {line[1] for peer in peers for line in peer.rest() if line[0] == "done"}
+        peers[0].kill()
+        done = {line[1] for peer in peers for line in peer.rest() if line[0] == "done"}
     assert done == {str(n) for n in range(count)}
 
 
