@@ -345,13 +345,16 @@ async def test_the_next_member_takes_over_when_the_active_process_dies(
     assert taken_over[:-1] == sorted(taken_over[:-1])
 
 
-async def test_who_lost_the_lock_lets_go_of_what_it_did_not_begin(broker: RedisBroker, other: Any) -> None:
+async def test_who_lost_the_lock_lets_go_of_what_it_did_not_begin(server: RedisServer, other: Any) -> None:
     changes = list[Change]()
-    async with reading(broker, "orders", "shop", exclusive=True, changes=changes) as place:
+    async with (
+        RedisBroker(server.url) as broker,
+        reading(broker, "orders", "shop", exclusive=True, changes=changes) as place,
+    ):
         await broker.publish(1, "orders")
         await taken(place, 1)
         (key,) = await other.keys("hw:lock:*")
-        await other.set(key, "somebody else", px=3000)
+        await other.set(key, "somebody else", px=2500)
         await until(lambda: bool(changes), within=5)
         assert isinstance(changes[0], Lost)
         assert await nothing_more(place)
