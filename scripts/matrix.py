@@ -67,7 +67,7 @@ is used in (see its page), "?" where the test was not run yet. A refusal is test
 
 def render() -> str:
     """The page."""
-    engines = {scheme: engine_for(f"{scheme}://nowhere") for scheme in _OURS}
+    engines = _engines()
     columns = [(scheme, name, engine) for scheme, engine in engines.items() for name in SOURCES]
     rows = [["| |", *(f" `{scheme}://` {name} |" for scheme, name, _ in columns)]]
     rows.append(["|---|", *("---|" for _ in columns)])
@@ -81,6 +81,16 @@ def render() -> str:
     return TOP + _table(rows) + ADMIN + _table(admin) + BEHAVIOUR + _table(_behaviour(read(SEEN)))
 
 
+def _engines() -> dict[str, Engine]:
+    """The engines by scheme; of several schemes for the same, such as those with TLS, the first."""
+    found: dict[Any, tuple[str, Engine]] = {}
+    for scheme in _OURS:
+        engine = engine_for(f"{scheme}://nowhere")
+        able = tuple(engine.capabilities(source) for source in SOURCES.values())
+        found.setdefault((engine.name, *able), (scheme, engine))
+    return dict(found.values())
+
+
 def tests() -> list[str]:
     """The tests of the contract, in its order."""
     names = (name for part in EngineContract.__bases__ for name in vars(part))
@@ -88,10 +98,11 @@ def tests() -> list[str]:
 
 
 def _behaviour(seen: Seen) -> list[list[str]]:
-    engines = [scheme for scheme in _OURS if scheme in seen]
-    rows = [["| behaviour |", *(f" `{scheme}://` |" for scheme in engines)], ["|---|", *("---|" for _ in engines)]]
+    order = list(_OURS)
+    engines = sorted(seen, key=lambda engine: order.index(engine) if engine in order else len(order))
+    rows = [["| behaviour |", *(f" {engine} |" for engine in engines)], ["|---|", *("---|" for _ in engines)]]
     for test in tests():
-        cells = (OUTCOMES.get(seen[scheme].get(test, ""), "?") for scheme in engines)
+        cells = (OUTCOMES.get(seen[engine].get(test, ""), "?") for engine in engines)
         rows.append([f"| {test.replace('_', ' ')} |", *(f" {cell} |" for cell in cells)])
     return rows
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -14,10 +16,13 @@ from headwater import (
     HeadwaterError,
     LocalBroker,
     MemoryBroker,
+    NatsBroker,
     NotConnectedError,
     Outgoing,
     TopicNotFoundError,
 )
+from headwater.engine import Source
+from headwater.engines.memory import MemoryEngine, MemorySubscription
 
 
 @pytest.mark.parametrize(
@@ -58,10 +63,36 @@ def test_engines_of_third_parties_are_found_by_their_entry_point(monkeypatch: py
     assert given == ["host", {"a": "1"}]
 
 
+async def test_an_engine_is_closed_although_one_of_its_streams_cannot_be_left() -> None:
+    class Stuck(MemoryEngine):
+        closed = False
+
+        @asynccontextmanager
+        async def _reader(self, source: Source) -> AsyncIterator[MemorySubscription]:
+            async with super()._reader(source) as reader:
+                yield reader
+            raise ConnectionError("away")
+
+        async def close(self) -> None:
+            self.closed = True
+
+    broker, engine = Broker(), Stuck()
+    broker.replace_engine(engine)
+    await broker.connect()
+    await broker.publish(1, "orders")
+    stream = broker.stream("orders", start="earliest")
+    assert (await anext(stream)).value == 1
+    with pytest.raises(ConnectionError, match="away"):
+        await broker.close()
+    assert engine.closed
+    assert not broker.connected
+
+
 def test_passwords_and_options_do_not_show() -> None:
     broker = Broker("memory://me:secret@host")
     assert "secret" not in repr(broker)
     assert "me" in repr(broker)
+    assert "token" not in repr(MemoryBroker("token@host"))  # nats:// takes one in the place of a name
 
 
 async def test_named_memory_is_shared_in_the_process_and_nameless_memory_private() -> None:
@@ -148,6 +179,7 @@ async def test_several_getters_of_a_group_share_its_messages() -> None:
 def test_the_brokers_of_single_engines_are_brokers() -> None:
     assert isinstance(MemoryBroker(), Broker)
     assert issubclass(LocalBroker, Broker)
+    assert issubclass(NatsBroker, Broker)
     assert App("shop", MemoryBroker("x")).broker.url == "memory://x"
 
 

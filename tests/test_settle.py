@@ -28,7 +28,7 @@ from headwater import (
     TestApp,
     TopicNameError,
 )
-from headwater.engines.memory import MemoryEngine
+from headwater.engines.memory import MemoryEngine, received
 from recording import recording
 from waiting import until
 
@@ -484,6 +484,29 @@ async def test_cancellation_acknowledges_nothing() -> None:
     await app.drain()
     assert (await broker.admin.groups.lag("shop", "orders")).total == 1
     await app.shutdown()
+
+
+def test_an_event_loop_that_ends_acknowledges_nothing_and_writes_no_dead_letter() -> None:
+    broker, engine = recording()
+    app, inside, topics = App("shop", broker), asyncio.Semaphore(0), [f"orders-{n}" for n in range(20)]
+
+    async def handle(body: int) -> None:
+        inside.release()
+        await asyncio.Event().wait()
+
+    for topic in topics:
+        app.subscriber(topic, retry=None)(handle)
+
+    async def main() -> None:
+        await app.start()
+        for topic in topics:
+            await app.publish(1, topic)
+            await inside.acquire()
+        # returns without a stop: the loop cancels all of its tasks, in any order
+
+    asyncio.run(main())
+    assert engine.calls("ack") == []
+    assert [letter for topic in topics for letter in received(engine.store, f"{topic}.dead")] == []
 
 
 async def test_a_cancellation_the_handler_made_up_is_a_failure_like_any_other() -> None:

@@ -494,23 +494,37 @@ async def test_too_much_behind_one_message_pauses_its_partition_until_it_is_done
     assert [detail for call, _, detail in engine.log if call == "resume"] == [first]
 
 
-async def test_partitions_that_wait_each_for_a_message_are_not_paused_and_resumed_for_every_other(
+async def test_many_partitions_that_hold_a_few_each_are_not_paused_and_resumed_at_every_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(worker, "MAX_AHEAD", 1500)
     broker, engine = recording(ack=Ack.UP_TO)
-    app, gate, handled = App("shop", broker, topics=ORDERS), Gate(), Counter[int]()
+    app = App("shop", broker, topics=[Topic("orders", partitions=12)])
+    gates = defaultdict[tuple[int, int], asyncio.Event](asyncio.Event)
 
-    @app.subscriber("orders", start="earliest", concurrency=8)
+    @app.subscriber("orders", start="earliest", concurrency=1000)
     async def handle(n: int, message: Message) -> None:
-        handled[message.partition or 0] += 1
-        if message.offset == 0:
-            await gate.enter(n)
+        assert isinstance(message.offset, int)
+        if message.offset % 10 == 0:
+            await gates[message.partition or 0, message.offset].wait()
+
+    def pauses() -> int:
+        return sum(1 for call, _, _ in engine.log if call == "pause")
+
+    async def more(count: int) -> None:
+        await broker.publish_many([Outgoing(n, "orders", partition=n % 12) for n in range(12 * count)])
 
     async with app:
-        await publish(broker, 9000)
-        await until(lambda: sum(1 for call, _, _ in engine.log if call == "pause") == 3)
-        gate.open.set()
+        await more(120)  # nearly all that may be ahead, in equal parts
+        await until(lambda: app.consuming[0].worker.busy == 12 * 12)
+        await more(800)
+        await until(lambda: pauses() >= 10)
+        before, log = pauses(), [detail for call, _, detail in engine.log if call == "pause"]
+        ((_, paused),) = log[0]
+        for step in range(8):
+            gates[paused, 10 * step].set()
+            await until(lambda: (paused, 10 * step + 9) in acknowledged(engine))  # noqa: B023
+        assert pauses() - before <= 1
+        for gate in [gates[partition, offset] for partition in range(12) for offset in range(0, 920, 10)]:
+            gate.set()
         await until(done(broker))
-    assert sum(handled.values()) == 9000
-    assert sum(1 for call, _, _ in engine.log if call == "pause") < 12

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .depends import Key as Key
     from .depends import Path as Path
     from .engine import Topic as Topic
+    from .engines.kafka import Kafka as Kafka
+    from .engines.kafka import KafkaBroker as KafkaBroker
     from .engines.local import LocalBroker as LocalBroker
     from .engines.memory import MemoryBroker as MemoryBroker
     from .engines.nats import Nats as Nats
@@ -112,6 +114,10 @@ _HOMES = {
         "Path",
     ),
     "engine": ("Topic",),
+    "engines.kafka": (
+        "Kafka",
+        "KafkaBroker",
+    ),
     "engines.local": ("LocalBroker",),
     "engines.memory": ("MemoryBroker",),
     "engines.nats": (

@@ -560,8 +560,9 @@ class App:
                 await running.finish(self.graceful_timeout, self.logger)
 
     async def _close_brokers(self) -> None:
-        for broker in reversed(self._brokers):
-            await broker.close()
+        async with AsyncExitStack() as closing:  # the others too, although one fails
+            for broker in self._brokers:
+                closing.push_async_callback(broker.close)
 
     def __repr__(self) -> str:
         return f"App({self.name!r})"

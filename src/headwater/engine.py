@@ -128,7 +128,7 @@ class Lost(msgspec.Struct, frozen=True):
 
 Change = Assigned | Revoked | Lost
 OnChange = Callable[[Change], Awaitable[None]]
-"""Told of a change before it takes effect; it waits for acknowledgements, so no settling call may wait for it."""
+"""Told of one change after the other, before each takes effect. It waits for acknowledgements: none may wait for it."""
 
 
 class Subscription(Protocol):

@@ -106,7 +106,11 @@ class Loop(Protocol):
     """What settling asks of the loop that received the messages."""
 
     subscription: Subscription
-    cancelling: bool  # whether it is cancelling what is in work
+
+    @property
+    def cancelling(self) -> bool:
+        """Whether what is in work is being cancelled."""
+        ...
 
     def finish(self, message: Message) -> None:
         """This one is over: acknowledge it soon."""

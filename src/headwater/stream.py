@@ -82,7 +82,7 @@ class Stream:
         assert self._subscription is not None
         if not isinstance(position, Position):
             position = Position(self._source.topics[0], (self._source.partitions or (0,))[0], position)
-        kept = [m for m in self._ahead if (m.topic, m.partition) != (position.topic, position.partition)]
+        kept = [m for m in self._ahead if (m.topic, m.partition or 0) != (position.topic, position.partition)]
         self._ahead = deque(kept)
         await self._subscription.seek(position)
 

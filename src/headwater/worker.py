@@ -41,7 +41,8 @@ class Worker:
         self.settler = Settler(settings, self)
         self.subscription: Subscription  # given to `run`
         self.stopping = False
-        self.cancelling = False
+        self._cancelling = False
+        self._task: asyncio.Task[Any] | None = None  # that runs this
         self.on_quiet: Callable[[], object] | None = None  # told whenever `busy` may have become 0
         self._lineup = lineup
         self._held = 0  # received and not over
@@ -62,6 +63,11 @@ class Worker:
         self._batch_due = False
 
     @property
+    def cancelling(self) -> bool:
+        """Whether what is in work is being cancelled, by a stop that waited long enough or with all of its loop."""
+        return self._cancelling or (self._task is not None and self._task.cancelling() > 0)
+
+    @property
     def parked(self) -> int:
         """Messages that wait for another attempt."""
         return len(self._parked)
@@ -75,7 +81,7 @@ class Worker:
 
     async def run(self, subscription: Subscription) -> None:
         """Work until `stop_soon`. Raises what makes the subscription itself fail."""
-        self.subscription = subscription
+        self.subscription, self._task = subscription, asyncio.current_task()
         lanes = [asyncio.create_task(self._lane(number)) for number in range(self.settings.concurrency)]
         receiver = asyncio.create_task(self._receive())
         keeper = asyncio.create_task(self._keep_leases())
@@ -83,7 +89,7 @@ class Worker:
             await _all_or_first_failure([receiver, *lanes])
         finally:
             self.stop_soon()
-            self.cancelling = True
+            self._cancelling = True
             for task in (keeper, *lanes):
                 task.cancel()
             await asyncio.gather(keeper, *lanes, receiver, return_exceptions=True)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Awaitable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from headwater.engine import Assigned, Change, Source
 from headwater.engines.local import LocalEngine
@@ -22,9 +22,11 @@ from headwater.message import Outgoing
 class Peer:
     """A process that plays one of the roles below."""
 
-    def __init__(self, role: str, path: Path, **options: Any) -> None:
+    program: ClassVar[str] = __file__
+
+    def __init__(self, role: str, path: Path | str, **options: Any) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, __file__, json.dumps({"role": role, "path": str(path), **options})],
+            [sys.executable, self.program, json.dumps({"role": role, "path": str(path), **options})],
             stdout=subprocess.PIPE,
             text=True,
         )

@@ -24,6 +24,8 @@ class TestJetStream(EngineContract):
 
 
 class TestCoreNats(EngineContract):
+    column = "nats+core"
+
     @pytest.fixture
     def make_broker(self, nats_server: NatsServer) -> MakeBroker:
         return lambda: NatsBroker(nats_server.url, jetstream=False)

@@ -9,10 +9,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
-from servers.process import free_ports
-from servers.proxy import Proxy
-from servers.redis import RedisServer
-from waiting import until
 
 from headwater import (
     App,
@@ -24,6 +20,10 @@ from headwater import (
     Outgoing,
     RedisBroker,
 )
+from servers.process import free_ports
+from servers.proxy import Proxy
+from servers.redis import RedisServer
+from waiting import until
 
 Fault = Callable[["Shop"], Awaitable[None]]
 

@@ -20,6 +20,8 @@ FromUrl = Callable[[SplitResult, Mapping[str, str]], Engine]
 _OURS: Final = {
     "memory": "headwater.engines.memory:from_url",
     "local": "headwater.engines.local:from_url",
+    "kafka": "headwater.engines.kafka:from_url",
+    "kafka+ssl": "headwater.engines.kafka:from_url",
     "nats": "headwater.engines.nats:from_url",
     "nats+tls": "headwater.engines.nats:from_url",
     "nats+core": "headwater.engines.nats:core_from_url",
@@ -87,8 +89,9 @@ def path_of(parts: SplitResult) -> str:
 
 
 def redacted(url: str) -> str:
-    """The URL without its password and query, fit for logs and errors."""
+    """The URL without its password and query, fit for logs and errors. A name alone is hidden: it may be a token."""
     parts = urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
-    netloc = f"{user.partition(':')[0]}:***@{host}" if ":" in user else user + at + host
-    return f"{parts.scheme}://{netloc}{parts.path}"
+    who, at, host = parts.netloc.rpartition("@")
+    user, colon, _ = who.partition(":")
+    shown = f"{user}:***" if colon else "***" if at else ""
+    return f"{parts.scheme}://{shown}{at}{host}{parts.path}"

@@ -8,6 +8,7 @@ buffer is empty, and gives up for good on some errors.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from nats.errors import Error, StaleConnectionError
 OnMessage = Callable[[bytes, bytes, bytes, bytes | None], None]
 """Takes the subject, where to answer, the body, and the block of headers as it travelled."""
 
+_log: Final = logging.getLogger("headwater.nats")
 _LEAVE: Final = 2.0  # seconds a server has to take a farewell
 
 
@@ -49,6 +51,11 @@ class Client(NatsClient):
         if self._connecting:
             raise error  # it would try for ever
         self._complain(error)
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """What the server says of itself."""
+        return self._server_info
 
     @property
     def backlog(self) -> int:
@@ -101,7 +108,10 @@ class Client(NatsClient):
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
         route = self._routes.get(sid)
         if route is not None:
-            route(subject, reply, data, headers)
+            try:
+                route(subject, reply, data, headers)
+            except Exception:  # anybody can send anything: it must not end the reading
+                _log.exception("a message on %r is none that belongs there", subject)
 
     async def _process_pong(self) -> None:
         self._pings_outstanding = 0

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from ...errors import AuthenticationError, ConnectError, MissingExtraError, NotConnectedError
+from ...errors import AuthenticationError, ConnectError, HeadwaterError, MissingExtraError, NotConnectedError
 from .options import Settings
 from .subjects import INBOX
 
@@ -25,8 +25,8 @@ _SLOWEST: Final = 5.0  # seconds between two tries to come back
 _REFUSALS: Final = ("authorization violation", "authentication")
 
 
-class LostError(Exception):
-    """The connection was lost before an answer came."""
+class LostError(HeadwaterError):
+    """The connection was lost before an answer came, or none came in time."""
 
 
 class Flight:
@@ -87,7 +87,8 @@ class Connection:
         self._takers: dict[int, OnMessage] = {}
         self._flights: dict[int, Flight] = {}  # by the number of the question
         self._number = 0
-        self._up = asyncio.Event()
+        self._up: asyncio.Event  # belongs to a loop, and so to what was opened in it ...
+        self.order: asyncio.Lock  # ... as does this: who waits to write keeps those that come later behind
         self._closed = True
         self._returning: asyncio.Task[None] | None = None
         self._inbox = f"{INBOX}hw.{os.urandom(9).hex()}."
@@ -111,6 +112,7 @@ class Connection:
         if not self._closed:
             return
         client = await self._reach()
+        self._up, self.order = asyncio.Event(), asyncio.Lock()
         self._closed = False
         if not self._routes:
             self.subscribe(f"{self._inbox}a.*", self._answered)
@@ -147,10 +149,11 @@ class Connection:
         except ImportError as error:
             raise MissingExtraError("nats-py", "nats") from error
         problems: list[str] = []
+        login = self._login()
         for host in random.sample(self._hosts, len(self._hosts)):
             client = Client(self._takers, self._lost, _complain)
             try:
-                await client.reach(f"nats://{host}", **self._login())
+                await client.reach(f"nats://{host}", **login)
                 return client
             except ImportError as error:
                 raise MissingExtraError(error.name or "nkeys", "nats") from error
@@ -179,7 +182,7 @@ class Connection:
 
     def _arrive(self, client: Client) -> None:
         self.client = client
-        self.info = client._server_info
+        self.info = client.info
         discovered = [server.netloc.rpartition("@")[2] for server in client.discovered_servers]
         self._hosts = list(dict.fromkeys([*self.settings.hosts, *discovered]))
         client.write(b"".join([route.command() for route in self._routes.values()]))
@@ -232,7 +235,7 @@ class Connection:
         """Wait until nothing more comes for this route, which was unsubscribed."""
         try:
             await self.flush(ANSWER_WITHIN)
-        except (LostError, TimeoutError):
+        except LostError:
             pass  # then nothing comes either
         self._takers.pop(route.sid, None)
 
@@ -271,15 +274,15 @@ class Connection:
         self._flights.clear()
 
     async def flush(self, timeout: float) -> None:
-        """Return once the server has taken everything that was written. Raises LostError, TimeoutError."""
+        """Return once the server has taken everything that was written. Raises LostError."""
         client = self.client
         if client is None:
-            raise LostError("the connection is away")
+            raise LostError(f"nats://{self.settings.address} is away")
         try:
             async with asyncio.timeout(timeout):
                 await client.ping()
-        except ConnectionResetError as error:
-            raise LostError(str(error)) from error
+        except (ConnectionResetError, TimeoutError) as error:
+            raise LostError(f"nats://{self.settings.address}: {_reason(error)}") from error
 
 
 def _complain(error: Exception) -> None:
@@ -294,4 +297,6 @@ def _reason(error: BaseException) -> str:
     text = str(error).removeprefix("nats: ").strip("'\"")
     if isinstance(error, TimeoutError):
         return f"no answer within {ANSWER_WITHIN:g} s"
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
     return text or type(error).__name__

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 from ...clock import SYSTEM_CLOCK, Clock
 from ...engine import Ack, Capabilities, DeclareMode, OnChange, Source, Subscription, Topic
-from ...errors import DeliveryUnknownError, HeadwaterError, NotConnectedError, NotSupportedError
+from ...errors import DeliveryUnknownError, HeadwaterError, NotSupportedError
 from ...message import CORRELATION, REPLY_TO, Headers, Outgoing, Receipt
 from . import subjects
-from .connection import ANSWER_WITHIN, FULL, Connection, LostError
+from .connection import ANSWER_WITHIN, FULL, Connection
 from .listening import Listener
 from .options import Settings
 from .sending import Outcome, all_or_error, check_size, prepared
@@ -31,7 +30,6 @@ class CoreEngine:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.connection = Connection(settings)
-        self._order = asyncio.Lock()  # those that come later stay behind one that waits
 
     @property
     def available(self) -> bool:
@@ -53,10 +51,7 @@ class CoreEngine:
         await self.connection.close()
 
     async def check(self) -> None:
-        try:
-            await self.connection.flush(ANSWER_WITHIN)
-        except (LostError, TimeoutError) as error:
-            raise NotConnectedError(f"nats+core://{self.settings.address}") from error
+        await self.connection.flush(ANSWER_WITHIN)
 
     async def declare(self, topics: Sequence[Topic], mode: DeclareMode) -> None:
         for topic in topics:  # they need no making
@@ -68,7 +63,7 @@ class CoreEngine:
     async def send(self, messages: Sequence[Outgoing]) -> Sequence[Receipt]:
         """Accepted is what the server has read; whether somebody listens nobody knows."""
         commands = prepared(messages, self._command)
-        async with self._order:
+        async with self.connection.order:
             while (client := await self.connection.ready()).backlog > FULL:
                 await client.drained()
             client.write(b"".join([command for command in commands if isinstance(command, bytes)]))

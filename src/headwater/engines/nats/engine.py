@@ -12,6 +12,7 @@ from ...clock import SYSTEM_CLOCK, Clock
 from ...engine import Ack, Capabilities, DeclareMode, OnChange, Source, Subscription, Topic
 from ...errors import ConnectError, NotSupportedError
 from ...message import Outgoing, Receipt
+from ...topics import RETRY_SUFFIX
 from . import subjects
 from .administration import JetStreamAdmin
 from .api import NO_JETSTREAM, Api, JetStreamError, NoAnswerError
@@ -24,9 +25,16 @@ from .streams import Streams
 
 _PINNED_SINCE: Final = (2, 11)
 
-_READER: Final = Capabilities(headers=True, patterns=True, groups=True, exclusive=True, replay=True, durable=True)
+_READER: Final = Capabilities(headers=True, patterns=True, groups=True, replay=True, durable=True)
 _GROUP: Final = msgspec.structs.replace(
-    _READER, ack=Ack.EACH, counts_deliveries=True, counts_unbegun=True, nack=True, delayed_nack=True, reject=True
+    _READER,
+    ack=Ack.EACH,
+    counts_deliveries=True,
+    counts_unbegun=True,
+    nack=True,
+    delayed_nack=True,
+    reject=True,
+    exclusive=True,
 )
 
 
@@ -88,6 +96,8 @@ class JetStreamEngine:
                 raise NotSupportedError("nats", f"{topic.partitions} partitions of {topic.name!r}", "a stream has one")
             if mode == "create":
                 await self.streams.ensure(topic)
+                if topic.name.endswith(RETRY_SUFFIX) and self.streams.can_schedule:
+                    await self.streams.check_schedules(topic.name)  # without, messages would be held up for ever
             elif mode == "check":
                 self.streams.forget(topic.name)
                 await self.streams.of(topic.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 from urllib.parse import SplitResult, unquote
 
@@ -86,6 +87,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.lease <= 0 or self.ping_interval <= 0:
             raise ConfigurationError("nats:// options: lease and ping_interval are more than 0 seconds")
+        for name in ("credentials", "nkey", "tls_ca", "tls_cert", "tls_key"):
+            path = getattr(self, name)
+            if path is not None and not Path(path).is_file():
+                raise ConfigurationError(f"nats:// options: there is no file {path!r}, which {name} names")
+
+    def __repr__(self) -> str:
+        return f"Settings({self.address})"  # without what is secret
 
     @property
     def address(self) -> str:

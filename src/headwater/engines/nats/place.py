@@ -16,7 +16,7 @@ from ...errors import ConfigurationError, HeadwaterError, NotSupportedError, Top
 from ...message import Message, Outgoing, Position, Receipt
 from ...topics import is_internal, is_pattern, match
 from .api import NO_STREAM, JetStreamError
-from .connection import LostError, Route, log
+from .connection import Route, log
 from .consumers import Cursor, Durable, Marks, Passing, beginning
 from .options import Nats
 from .pulling import Pull
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 LOOK_EVERY: Final = 1.0  # seconds between two looks at what may have broken
 FIND_EVERY: Final = 15.0  # seconds between two looks for streams that a pattern matches, should nobody tell of them
 LEAST_NACK: Final = 0.05  # seconds: given back without delay, a message would come again thousands of times a second
+FAREWELL: Final = 3.0  # seconds that leaving may take
 
 _STREAMS_CHANGE: Final = ("$JS.EVENT.ADVISORY.STREAM.CREATED.>", "$JS.EVENT.ADVISORY.STREAM.UPDATED.>")
 _GIVEN_UP: Final = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.*."
@@ -100,14 +101,18 @@ class Place:
     async def _leave(self) -> None:
         pulls = [*self._pulls.values()]
         await asyncio.gather(*(pull.stop() for pull in pulls))
+        client = self._connection.client
+        if client is None:
+            return  # what is not settled is given to others when its lease ends
         try:
-            if self._unsettled:
-                await asyncio.gather(*(pull.cursor.notice() for pull in pulls))
-                self._write(b"".join([b"PUB " + reply + _NAK for reply in self._unsettled]))
-            await asyncio.gather(*(pull.leave() for pull in pulls))
-            await self._connection.flush(2.0)
-        except (HeadwaterError, TimeoutError, LostError) as error:
-            log.debug("left %s without a farewell: %s", ", ".join(self.source.topics), error)
+            async with asyncio.timeout(FAREWELL):
+                if self._unsettled:
+                    await asyncio.gather(*(pull.cursor.notice() for pull in pulls), return_exceptions=True)
+                    client.write(b"".join([b"PUB " + reply + _NAK for reply in self._unsettled]))
+                await asyncio.gather(*(pull.leave() for pull in pulls))
+                await client.ping()
+        except (HeadwaterError, TimeoutError, ConnectionResetError) as error:
+            log.debug("left %s without a farewell: %r", ", ".join(self.source.topics), error)
 
     # --- finding streams ------------------------------------------------------------------------------
 
@@ -176,7 +181,7 @@ class Place:
                     await self._find()
                 await self._mend()
                 tries = 0
-            except (HeadwaterError, TimeoutError, LostError) as error:
+            except HeadwaterError as error:
                 level = log.warning if tries == 1 else log.debug  # the first may be a server that is just coming back
                 level("cannot read %s: %s; trying again", ", ".join(self.source.topics), error)
                 await asyncio.sleep(min(_SLOWEST, 0.1 * 2.0 ** min(tries, 10)) * random.uniform(0.5, 1.0))

@@ -34,7 +34,6 @@ class Sender:
     def __init__(self, connection: Connection, streams: Streams, settings: Settings, clock: Clock) -> None:
         self._connection, self._streams, self._settings = connection, streams, settings
         self._clock = clock
-        self._order = asyncio.Lock()  # those that come later stay behind one that waits
         self._marks = (f"{os.urandom(6).hex()}{number}" for number in itertools.count())
 
     def send(self, messages: Sequence[Outgoing]) -> Awaitable[Sequence[Receipt]]:
@@ -46,7 +45,7 @@ class Sender:
 
     def _can_write(self, messages: Sequence[Outgoing]) -> bool:
         client, streams = self._connection.client, self._streams
-        if client is None or self._order.locked() or client.backlog > FULL:
+        if client is None or self._connection.order.locked() or client.backlog > FULL:
             return False
         return all(streams.known(outgoing.topic) or not _is_kept(outgoing) for outgoing in messages)
 
@@ -56,7 +55,7 @@ class Sender:
         return await self._confirmed(messages, commands, await self._write_later(messages, commands))
 
     async def _write_later(self, messages: Sequence[Outgoing], commands: list[Command | HeadwaterError]) -> Flight:
-        async with self._order:
+        async with self._connection.order:
             await self._find_streams(messages, commands)
             while (client := await self._connection.ready()).backlog > FULL:
                 await client.drained()

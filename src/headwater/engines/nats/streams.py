@@ -10,7 +10,6 @@ import msgspec
 
 from ...engine import Topic, option_of
 from ...errors import NotSupportedError, TopicNotFoundError
-from ...topics import RETRY_SUFFIX
 from .api import NAME_TAKEN, NO_STREAM, OVERLAP, Api, JetStreamError
 from .connection import Connection
 from .options import Nats, Settings
@@ -118,15 +117,13 @@ class Streams:
     async def ensure(self, topic: Topic) -> str:
         """The stream of a topic, made if none takes it."""
         try:
-            name = await self.of(topic.name)
+            return await self.of(topic.name)
         except TopicNotFoundError:
-            name = await self._make(topic)
-        if topic.name.endswith(RETRY_SUFFIX) and self.can_schedule:
-            await self._check_schedules(topic.name, name)
-        return name
+            return await self._make(topic)
 
-    async def _check_schedules(self, topic: str, name: str) -> None:
-        """A retry topic that cannot delay would hold messages up for ever."""
+    async def check_schedules(self, topic: str) -> None:
+        """Raise NotSupportedError if the stream of this topic takes no delayed messages."""
+        name = await self.of(topic)
         if not (await self.info(name)).config.get("allow_msg_schedules"):
             hint = "give it allow_msg_schedules, leave the retry topics out of it, or use schedules=False"
             raise NotSupportedError("nats", f"delayed messages to {topic!r} in the stream {name!r}", hint)

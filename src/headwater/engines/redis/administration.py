@@ -24,7 +24,7 @@ from ...topics import is_internal
 from . import names
 from .options import Redis
 from .patterns import all_streams
-from .servers import Call
+from .servers import Call, Servers
 from .trimming import Settings, settings_of_all
 from .wire import Disconnected, Refusal
 
@@ -210,17 +210,26 @@ class StreamAdmin(ChannelAdmin):
         return places
 
     async def _connected(self) -> dict[str, str]:
-        """The names of the clients that are connected, and where they are."""
-        found: dict[str, str] = {}
-        for node in self._engine.servers.nodes():
-            (clients,) = await self._replies(node.ask([("CLIENT", "LIST")]))
-            for line in clients.decode().splitlines():
-                about = dict(part.split("=", 1) for part in line.split(" ") if "=" in part)
-                found[about.get("name", "")] = about.get("addr", "")
-        return found
+        try:
+            return await connected_clients(self._engine.servers)
+        except (Disconnected, Refusal) as error:
+            raise ConnectError(self._engine.url, str(error)) from error
 
     async def _ask(self, calls: Sequence[Call]) -> list[Any]:
         return await self._replies(self._engine.servers.ask(calls))
+
+
+async def connected_clients(servers: Servers) -> dict[str, str]:
+    """The names of the clients that are connected, and where they are. Raises Disconnected, Refusal."""
+    found: dict[str, str] = {}
+    for node in servers.nodes():
+        (clients,) = await node.ask([("CLIENT", "LIST")])
+        if isinstance(clients, Refusal):
+            raise clients
+        for line in clients.decode().splitlines():
+            about = dict(part.split("=", 1) for part in line.split(" ") if "=" in part)
+            found[about.get("name", "")] = about.get("addr", "")
+    return found
 
 
 def _about(pairs: Sequence[Any]) -> dict[str, Any]:

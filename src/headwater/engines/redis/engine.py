@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Final, cast
 
@@ -22,7 +22,7 @@ from ...message import Outgoing, Receipt
 from ...topics import is_pattern
 from . import names
 from .address import Address, Login, url_of
-from .administration import ChannelAdmin, StreamAdmin
+from .administration import ChannelAdmin, StreamAdmin, connected_clients
 from .channels import ChannelSubscription
 from .consuming import Member
 from .delays import Delays
@@ -96,6 +96,7 @@ class RedisEngine:
         self._bells: Bells
         self._delays: Delays
         self._trimming: Trimming
+        self._numbers: Iterator[int]  # of our members
         self._with_group = msgspec.structs.replace(
             _STREAM, ack=Ack.EACH, lease=lease, counts_deliveries=True, groups=True, exclusive=True
         )
@@ -150,7 +151,7 @@ class RedisEngine:
             if isinstance(error, Disconnected):
                 raise ConnectError(self.url, str(error)) from error
             raise
-        self._servers = servers
+        self._servers, self._numbers = servers, itertools.count(1)
         self._sender = Sender(
             servers,
             self.clock,
@@ -288,7 +289,7 @@ class RedisEngine:
     @asynccontextmanager
     async def _consume(self, source: Source, group: str, on_change: OnChange) -> AsyncIterator[Subscription]:
         servers = self.servers
-        member = Member(servers, source, consumer_name(source.client), self.lease, on_change)
+        member = Member(servers, source, await self._consumer_name(source.client), self.lease, on_change)
         bell = names.bell(group)
         async with AsyncExitStack() as stack:
             await self._bells.hang(bell, member.ring)
@@ -300,6 +301,23 @@ class RedisEngine:
             self._trimming.begin()
             yield member
 
+    async def _consumer_name(self, client: str) -> str:
+        """What a member is called at the server.
+
+        A worker that is started again has the name it had, and so finds at once what it had received when it died.
+        Anybody else, and who finds its name taken, has one that nobody had.
+        """
+        base = f"{client}.{socket.gethostname()}"
+        worker = os.environ.get("HEADWATER_WORKER_ID")
+        if worker is not None:
+            name = _printable(f"{base}.{worker}.{next(self._numbers)}")
+            try:
+                if name not in await connected_clients(self.servers):
+                    return name
+            except Refusal:
+                pass  # who may not look cannot know
+        return _printable(f"{base}.{os.getpid()}.{next(_counter)}")
+
     async def _discover(self, stack: AsyncExitStack, source: Source, reader: Following | Member) -> None:
         patterns = [topic for topic in source.topics if is_pattern(topic)]
         if patterns:
@@ -310,12 +328,6 @@ class RedisEngine:
 
 def _is_answers(source: Source) -> bool:
     return all(topic.startswith(names.ANSWERS) for topic in source.topics) and bool(source.topics)
-
-
-def consumer_name(client: str) -> str:
-    """What a member is called at the server: nobody else has the name, not even after we died."""
-    worker = os.environ.get("HEADWATER_WORKER_ID", "0")
-    return _printable(f"{client}.{socket.gethostname()}.{worker}.{os.getpid()}.{next(_counter)}")
 
 
 def _printable(name: str) -> str:

@@ -10,13 +10,14 @@ An engine's test module subclasses `EngineContract` and says how to make a broke
 Each test uses topics and groups of its own, so one server serves all of them. Which tests run is decided by the
 capabilities the engine declares, see `needs`. A server that can be restarted adds the fixture `restart`, one that
 takes messages up to some size only the fixture `limit`. `HEADWATER_MATRIX=FILE` notes in that file, by the scheme of
-the broker's URL, which tests passed.
+the broker's URL or by `column`, which tests passed.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from typing import ClassVar
 
 import pytest
 
@@ -43,6 +44,7 @@ class EngineContract(Basics, Publishing, Receiving, Sharing, Places, Keeping, Ap
     """Subclass it, name the subclass `Test…`, and give `make_broker`. Its tests run through anyio's pytest plugin."""
 
     pytestmark = pytest.mark.anyio
+    column: ClassVar[str] = ""  # what the support matrix calls it; by default the scheme of the broker's URL
 
     @pytest.fixture
     def make_broker(self) -> MakeBroker:
@@ -71,8 +73,8 @@ class EngineContract(Basics, Publishing, Receiving, Sharing, Places, Keeping, Ap
     ) -> None:
         """Skips a test whose needs the engine does not declare."""
         broker, given = make_broker(), {"restart": restart, "limit": limit}
-        if broker.url is not None:
-            request.node.user_properties.append((ENGINE, broker.url.partition(":")[0]))
+        if column := self.column or (broker.url or "").partition(":")[0]:
+            request.node.user_properties.append((ENGINE, column))
         can = broker.engine.capabilities(Source(topics=("orders",), group="shop"))
         for need in needs_of(request.function):
             if given[need] is None if need in FIXTURES else not able(need, can, broker):

@@ -42,7 +42,7 @@ class Apps:
             assert (letter.headers["hw-topic"], letter.headers["hw-group"]) == (topic, group)
             assert letter.headers["hw-attempts"] == "3"
 
-    @needs("groups", "settles", "replay", "admin.list_partitions")
+    @needs("groups", "settles", "replay", "admin.list_topics")
     async def test_a_dead_letter_is_replayed_for_its_group(
         self, make_broker: MakeBroker, topic: str, group: str
     ) -> None:
