@@ -16,7 +16,14 @@ import msgspec
 import pamqp.frame
 from pamqp.commands import Basic
 
-from ...errors import HeadwaterError, MessageTooLargeError, NotSupportedError, PublishError, TopicNotFoundError
+from ...errors import (
+    HeadwaterError,
+    MessageTooLargeError,
+    NotSupportedError,
+    PublishError,
+    RefusedError,
+    TopicNotFoundError,
+)
 from ...message import Headers, Outgoing, Receipt
 from .channel import DirectChannel, open_channel
 from .delays import Ladder, entries, levels_of, rung
@@ -105,9 +112,8 @@ class Outlet:
         for one in tags:
             batch, index, _ = pending.pop(one)
             if not accepted:
-                topic = batch.messages[index].topic
-                text = f"RabbitMQ refused a message to {topic!r}: a queue that would get it takes no more"
-                batch.errors[index] = HeadwaterError(text)
+                reason = "basic.nack: a queue that would get it takes no more"
+                batch.errors[index] = RefusedError(batch.messages[index].topic, reason)
             batch.answer()
 
     def _returned(self, frame: Basic.Return, properties: Basic.Properties) -> None:
@@ -193,7 +199,7 @@ class Sender:
             except HeadwaterError as error:
                 batch.errors[index] = error
             except aiormq.AMQPChannelError as error:
-                batch.errors[index] = HeadwaterError(f"RabbitMQ refused {outgoing.topic!r}: {described(error)}")
+                batch.errors[index] = RefusedError(outgoing.topic, described(error))
         if any(batch.errors):
             batch.unsent = [index for index in batch.unsent if batch.errors[index] is None]
 
@@ -280,7 +286,7 @@ class Sender:
             if forgiven or (named is not None and named[1] != exchange):
                 batch.unsent.append(index)
             else:
-                batch.errors[index] = HeadwaterError(f"RabbitMQ refused what was published: {text}")
+                batch.errors[index] = RefusedError(batch.messages[index].topic, text)
             batch.answer()
 
 

@@ -254,7 +254,7 @@ class Topology:
                     await self._bind(channel, binding)
         except aiormq.ChannelPreconditionFailed as error:
             raise ConfigurationError(
-                f"the queue {place.queue!r} is there and differs: {described(error)}. Delete it, or give options that fit"
+                f"the queue {place.queue!r} is there and differs: {described(error)}. Delete it, or give its options"
             ) from None
 
     async def _bind(self, channel: DirectChannel, binding: Binding) -> None:
