@@ -213,8 +213,8 @@ def servers_of(parts: SplitResult) -> dict[str, Any]:
         "servers": tuple(_address(host, parts.scheme) for host in (hosts or "localhost").split(","))
     }
     if credentials:
-        user, _, password = credentials.partition(":")
-        found |= {"user": unquote(user), "password": unquote(password)}
+        user, separator, password = credentials.partition(":")
+        found |= {"user": unquote(user), "password": unquote(password) if separator else None}
     return found | {"tls": parts.scheme.endswith("+ssl")}
 
 
