@@ -264,7 +264,7 @@ async def test_what_expired_while_a_group_was_away_is_told(
     await broker.admin.topics.purge(topic, before={0: 6})
     async with reading(broker, topic, "shop") as place:
         assert [message.value for message in await taken(place, 4)] == [6, 7, 8, 9]
-    assert "not kept any more" in caplog.text
+    assert "expired from offset 3 to 6" in caplog.text
 
 
 # --- where reading begins -----------------------------------------------------------------------------

@@ -63,14 +63,7 @@ class KafkaSubscription:
     async def _read(self) -> None:
         starts = await reader_start(self._cluster, self.source)
         settings = self._settings
-        reader = Reader(
-            self.source,
-            self._handover,
-            self._claims,
-            starts,
-            discover=settings.discover,
-            address=settings.address,
-        )
+        reader = Reader(self.source, self._claims, starts, discover=settings.discover, address=settings.address)
         self._fetcher = Fetcher(settings.consumer(self.source), self._handover, reader)
         self._fetcher.start()
 

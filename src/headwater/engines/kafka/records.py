@@ -29,6 +29,7 @@ TOMBSTONE: Final = "kafka-tombstone"
 Place = tuple[str, int]  # a partition of a topic
 Delivered = Callable[[Any, Any], None]
 
+EARLIEST: Final = -2  # asked as a time, it is the first offset kept
 _NULL: Final = b"null"
 _REMEMBERED: Final = 4096  # different headers, as messages share them
 

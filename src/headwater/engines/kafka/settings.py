@@ -160,7 +160,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "group.id": source.group or f"{source.client}-reader",
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
-            "auto.offset.reset": "error",  # we say where to begin, and what expired meanwhile
+            "auto.offset.reset": "earliest",  # where an offset expires while it is read
             "isolation.level": "read_committed",
             "topic.metadata.refresh.interval.ms": _ms(self.discover),
             "session.timeout.ms": _ms(own.session_timeout or self.session_timeout),
