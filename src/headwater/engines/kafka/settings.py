@@ -160,7 +160,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "group.id": source.group or f"{source.client}-reader",
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
-            "auto.offset.reset": "error",  # we say where to begin, and what expired meanwhile
+            "auto.offset.reset": "earliest",  # where an offset expires while it is read
             "isolation.level": "read_committed",
             "topic.metadata.refresh.interval.ms": _ms(self.discover),
             "session.timeout.ms": _ms(own.session_timeout or self.session_timeout),
@@ -213,8 +213,8 @@ def servers_of(parts: SplitResult) -> dict[str, Any]:
         "servers": tuple(_address(host, parts.scheme) for host in (hosts or "localhost").split(","))
     }
     if credentials:
-        user, _, password = credentials.partition(":")
-        found |= {"user": unquote(user), "password": unquote(password)}
+        user, separator, password = credentials.partition(":")
+        found |= {"user": unquote(user), "password": unquote(password) if separator else None}
     return found | {"tls": parts.scheme.endswith("+ssl")}
 
 
