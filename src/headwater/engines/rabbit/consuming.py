@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import pamqp.frame
 from pamqp.commands import Basic
 
 from ...engine import Source, Start
-from ...errors import ConfigurationError, ConnectError, HeadwaterError, NotSupportedError
+from ...errors import ConfigurationError, HeadwaterError, NotSupportedError
 from ...inbox import Inbox
 from ...message import Message, Outgoing, Position, Receipt
 from ...topics import is_pattern, match
@@ -109,11 +109,8 @@ class Tap:
         self._keeper: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Take the place; what is published from now on comes. Raises as `Topology.make_place`, or ConnectError."""
-        try:
-            await self._begin()
-        except TimeoutError:
-            raise ConnectError(f"the queue {self._place.queue!r}", f"no answer within {BEGIN:g} s") from None
+        """Take the place; what is published from now on comes. Raises what `Topology.make_place` does, TimeoutError."""
+        await self._begin()
         self._keeper = asyncio.create_task(self._keep(), name=f"headwater {self._place.queue}")
 
     async def close(self) -> None:
@@ -279,16 +276,16 @@ class QueueSubscription:
         share = max(1, source.prefetch // len(places))
         self._taps = [Tap(link, topology, place, source, share, self._inbox) for place in places]
 
-    async def __aenter__(self) -> Self:
+    async def open(self) -> None:
+        """Take the place. Raises what `Tap.open` does, and has taken none then."""
         try:
             for tap in self._taps:
                 await tap.open()
         except BaseException:
-            await self.__aexit__()
+            await self.close()
             raise
-        return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def close(self) -> None:
         for tap in self._taps:
             await tap.close()
 

@@ -27,7 +27,7 @@ from ...errors import (
 from ...message import Headers, Outgoing, Receipt
 from .channel import DirectChannel, open_channel
 from .delays import Ladder, entries, levels_of, rung
-from .link import LOST, Link, described, leave_channel
+from .link import LOST, Link, described, is_passing, leave_channel
 from .names import QUEUE_PREFIX, check_topic
 from .options import DEFAULT, Rabbit, rabbit_of
 from .wire import GENERATED, body_frames, head_frame, written
@@ -156,7 +156,7 @@ class Sender:
             try:
                 outlet = await self._open_outlet()
                 await self._prepare(batch, addresses)
-            except LOST:  # on the way: the link will notice, too
+            except LOST:  # just now: the link will notice, too
                 await asyncio.sleep(AGAIN)
                 continue
             async with self._writing:
@@ -199,6 +199,8 @@ class Sender:
             except HeadwaterError as error:
                 batch.errors[index] = error
             except aiormq.AMQPChannelError as error:
+                if is_passing(error):
+                    raise
                 batch.errors[index] = RefusedError(outgoing.topic, described(error))
         if any(batch.errors):
             batch.unsent = [index for index in batch.unsent if batch.errors[index] is None]

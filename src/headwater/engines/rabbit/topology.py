@@ -14,7 +14,7 @@ from ...engine import Source, Topic
 from ...errors import ConfigurationError, NotSupportedError, TopicNotFoundError
 from ...topics import is_internal, is_pattern, retry_topic
 from .channel import DirectChannel
-from .link import Link, described
+from .link import Link, described, is_passing
 from .names import HUB, QUEUE_PREFIX, READER_QUEUE, group_queue, keeps, wildcard
 from .options import DEFAULT, QueueType, Rabbit, rabbit_of
 
@@ -78,6 +78,10 @@ class Topology:
 
     def exchange_of(self, topic: str, options: Rabbit) -> str:
         return topic if options.exchange is None else options.exchange
+
+    def is_kept(self, topic: str) -> bool:
+        """Whether this process knows the topic as one that keeps its messages."""
+        return keeps(topic, self.options(topic, DEFAULT).queue_type or self._queue_type)
 
     def places(self, source: Source) -> list[Place]:
         """The queues of a group. Its retries come back to the queue they left."""
@@ -270,6 +274,8 @@ async def queue_is_there(link: Link, queue: str) -> bool:
     try:
         async with link.channel() as channel:
             await channel.queue_declare(queue, passive=True)
-    except aiormq.ChannelNotFoundEntity:
+    except aiormq.ChannelNotFoundEntity as error:
+        if is_passing(error):
+            raise
         return False
     return True
