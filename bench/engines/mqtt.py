@@ -54,7 +54,7 @@ class Mqtt:
     async def consume(self, topic: str, handle: Counter) -> None:
         async with self.client(f"bench-{topic}") as client:
             async for message in client.messages:
-                handle(decode(message.payload))  # type: ignore[arg-type]  # bytes, as it was published
+                await handle(decode(message.payload))  # type: ignore[arg-type]  # bytes, as it was published
                 if not handle.left:
                     return
 
@@ -71,7 +71,7 @@ class Mqtt:
 
         @broker.subscriber(topic, qos=QoS.AT_LEAST_ONCE)
         async def take(reading: Reading) -> None:
-            handle(reading)
+            await handle(reading)
 
         async with broker:
             await broker.start()

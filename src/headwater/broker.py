@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypedDict
 from weakref import WeakSet
@@ -132,17 +133,24 @@ class Broker:
 
     async def close(self) -> None:
         """Confirm what was published, close streams, leave the server. Idempotent."""
-        for stream in list(self._streams):
-            await stream.close()
-        await self.flush()
+        async with AsyncExitStack() as closing:  # from the last line to the first, each although one before it fails
+            if self._engine is not None:
+                closing.push_async_callback(self._engine.close)
+            closing.push_async_callback(self._give_up)
+            closing.push_async_callback(self.flush)
+            for stream in list(self._streams):
+                closing.push_async_callback(stream.close)
+
+    async def _give_up(self) -> None:
+        """Tell those who wait for a confirmation or an answer that none will come."""
         requester, self._requester = self._requester, None
         outbox, self._outbox = self._outbox, None
-        if requester is not None:
-            await requester.close()
-        if outbox is not None:
-            await outbox.close()
-        if self._engine is not None:
-            await self._engine.close()
+        try:
+            if requester is not None:
+                await requester.close()
+        finally:
+            if outbox is not None:
+                await outbox.close()
 
     async def ping(self) -> None:
         """Raise if the engine could not take a message now."""
