@@ -549,7 +549,7 @@ async def test_the_library_writes_nothing_to_standard_error(
 
 
 def test_options_and_addresses_are_checked_and_passwords_are_not_shown() -> None:
-    broker = KafkaBroker("kafka+ssl://ann:p%40ss@h1:9093,h2?compression=zstd", sasl="scram-sha-512", ca="ca.pem")
+    broker = KafkaBroker("kafka+ssl://ann:p%40ss@h1:9093,h2?compression=zstd", sasl="scram-sha-512", tls_ca="ca.pem")
     settings = broker.engine.settings  # type: ignore[attr-defined]  # Kafka's
     config = settings.producer()
     assert config["bootstrap.servers"] == "h1:9093,h2:9092"
