@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -529,6 +529,27 @@ async def test_the_topics_of_an_app_are_declared_with_their_settings_and_those_o
     async with app:
         topics = {topic.name: topic.partitions for topic in await app.admin.topics.list()}
     assert topics == {"orders": 3, "plain": 8, "invoices": 8}
+
+
+async def test_a_topic_that_a_handler_names_is_declared_with_the_handler_s_options() -> None:
+    broker, declared = Broker("memory://"), list[Topic]()
+    app = App("shop", broker, topics=[Topic("listed", partitions=3)])
+
+    async def declare(topics: Sequence[Topic], mode: Any) -> None:
+        declared.extend(topics)
+
+    @app.subscriber("orders", "listed", options=["of the subscriber"])
+    @app.publisher("invoices", options=["of the publisher"])
+    async def handle(body: int) -> int:
+        return body
+
+    broker.engine.declare = declare  # type: ignore[method-assign]  # sees what is asked for
+    async with app:
+        pass
+    options = {topic.name: topic.options for topic in declared}
+    assert options["orders"] == ("of the subscriber",)
+    assert options["invoices"] == ("of the publisher",)
+    assert options["listed"] == ()
 
 
 async def test_declare_check_fails_without_the_topic_and_off_does_nothing() -> None:

@@ -23,7 +23,7 @@ from headwater import (
     TestApp,
 )
 from headwater.engine import Ack
-from headwater.engines.memory import received
+from headwater.engines.memory import MemoryEngine, received
 from recording import RecordingEngine, recording
 from waiting import until
 
@@ -306,6 +306,31 @@ async def test_a_name_the_other_engine_cannot_carry_is_refused_at_start(brokers:
 
     with pytest.raises(ConfigurationError, match="blanks"):
         await app.start()
+
+
+async def test_a_broker_that_fails_to_close_leaves_no_other_open() -> None:
+    closed = list[str]()
+
+    class Closing(MemoryEngine):
+        def __init__(self, name: str, *, fails: bool) -> None:
+            super().__init__()
+            self.title, self.fails = name, fails
+
+        async def close(self) -> None:
+            closed.append(self.title)
+            if self.fails:
+                raise ConnectionError(f"{self.title} is away")
+
+    one, two = Broker(), Broker()
+    one.replace_engine(Closing("one", fails=False))
+    two.replace_engine(Closing("two", fails=True))
+    app = App("bridge", [one, two])
+    with pytest.raises(ConnectionError, match="two is away"):
+        async with app:
+            pass
+    assert closed == ["two", "one"]
+    assert not one.connected
+    assert not two.connected
 
 
 # --- sources that store nothing -----------------------------------------------------------------------

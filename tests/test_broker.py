@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -19,6 +21,8 @@ from headwater import (
     Outgoing,
     TopicNotFoundError,
 )
+from headwater.engine import Source
+from headwater.engines.memory import MemoryEngine, MemorySubscription
 
 
 @pytest.mark.parametrize(
@@ -57,6 +61,31 @@ def test_engines_of_third_parties_are_found_by_their_entry_point(monkeypatch: py
     monkeypatch.setattr(metadata, "entry_points", entry_points)
     assert isinstance(Broker("odd://host?a=1").engine, MemoryEngine)
     assert given == ["host", {"a": "1"}]
+
+
+async def test_an_engine_is_closed_although_one_of_its_streams_cannot_be_left() -> None:
+    class Stuck(MemoryEngine):
+        closed = False
+
+        @asynccontextmanager
+        async def _reader(self, source: Source) -> AsyncIterator[MemorySubscription]:
+            async with super()._reader(source) as reader:
+                yield reader
+            raise ConnectionError("away")
+
+        async def close(self) -> None:
+            self.closed = True
+
+    broker, engine = Broker(), Stuck()
+    broker.replace_engine(engine)
+    await broker.connect()
+    await broker.publish(1, "orders")
+    stream = broker.stream("orders", start="earliest")
+    assert (await anext(stream)).value == 1
+    with pytest.raises(ConnectionError, match="away"):
+        await broker.close()
+    assert engine.closed
+    assert not broker.connected
 
 
 def test_passwords_and_options_do_not_show() -> None:

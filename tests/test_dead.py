@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from headwater import App, Broker, Message, Reject, TestApp
+from headwater import App, Broker, Message, NotSupportedError, Reject, TestApp
 
 
 def make(group_fails: dict[str, bool]) -> tuple[App, dict[str, list[Any]]]:
@@ -44,6 +44,26 @@ async def test_letters_are_listed_oldest_first_with_why_they_are_there() -> None
         assert first.timestamp.tzinfo is not None
         assert len(await dead.list("orders", group="shop", limit=2)) == 2
         assert await dead.list("nothing") == []
+
+
+async def test_letters_are_found_where_partitions_cannot_be_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    fails = {"shop": True, "audit": False}
+    app, handled = make(fails)
+    async with TestApp(app) as t:
+        engine: Any = app.broker.engine
+        monkeypatch.setattr(engine.admin, "operations", engine.admin.operations - {"list_partitions"})
+        for n in range(3):
+            await t.publish(n, "orders")
+        assert sorted(letter.body for letter in await app.admin.dead.list("orders")) == [b"0", b"1", b"2"]
+        assert await app.admin.dead.list("nothing") == []
+        fails["shop"] = False
+        assert await app.admin.dead.replay("orders") == 3
+        await t.settle()
+        assert len(handled["shop"]) == 3
+        assert await app.admin.dead.list("orders") == []
+        monkeypatch.setattr(engine.admin, "operations", frozenset[str]())
+        with pytest.raises(NotSupportedError, match="list_topics"):
+            await app.admin.dead.list("orders")
 
 
 async def test_a_replayed_letter_is_handled_by_the_group_that_gave_it_up_alone_and_leaves_the_list() -> None:

@@ -26,8 +26,13 @@ if TYPE_CHECKING:
     from .depends import Key as Key
     from .depends import Path as Path
     from .engine import Topic as Topic
+    from .engines.kafka import Kafka as Kafka
+    from .engines.kafka import KafkaBroker as KafkaBroker
     from .engines.local import LocalBroker as LocalBroker
     from .engines.memory import MemoryBroker as MemoryBroker
+    from .engines.mqtt import Mqtt as Mqtt
+    from .engines.mqtt import MqttBroker as MqttBroker
+    from .engines.mqtt import MqttWill as MqttWill
     from .engines.nats import Nats as Nats
     from .engines.nats import NatsBroker as NatsBroker
     from .engines.rabbit import Rabbit as Rabbit
@@ -116,8 +121,17 @@ _HOMES = {
         "Path",
     ),
     "engine": ("Topic",),
+    "engines.kafka": (
+        "Kafka",
+        "KafkaBroker",
+    ),
     "engines.local": ("LocalBroker",),
     "engines.memory": ("MemoryBroker",),
+    "engines.mqtt": (
+        "Mqtt",
+        "MqttBroker",
+        "MqttWill",
+    ),
     "engines.nats": (
         "Nats",
         "NatsBroker",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
 
 from .dead import DeadLetters
 from .errors import GroupNotFoundError, NotSupportedError, TopicNotFoundError
@@ -194,7 +194,7 @@ class Admin:
         self.partitions = Partitions(able)
         self.groups = Groups(able)
         self.cluster = Cluster(able)
-        self.dead = DeadLetters(broker, engine)
+        self.dead = DeadLetters(broker, cast("EngineAdmin", able))  # it has them all, or says what it lacks
         self._engine = engine
 
     @property
@@ -209,6 +209,7 @@ class _Able:
     def __init__(self, name: str, engine: EngineAdmin) -> None:
         self._name = name
         self._engine = engine
+        self.operations = engine.operations
 
     def __getattr__(self, operation: str) -> Any:
         if operation not in self._engine.operations:

@@ -440,7 +440,7 @@ class App:
         for broker, topic in consumer.destinations():
             if broker is not None and broker not in self._brokers:
                 raise ConfigurationError(
-                    f"{consumer.name} sends to {topic!r} on {broker}, which is none of the app's brokers: give "
+                    f"{consumer.name} sends to {topic.name!r} on {broker}, which is none of the app's brokers: give "
                     f"App(..., broker=[...]) both"
                 )
 
@@ -493,18 +493,23 @@ class App:
     async def _declare_topics(self) -> None:
         for index, broker in enumerate(self._brokers):
             topics = {topic.name: topic for topic in self.topics} if index == 0 else {}
-            for name in self._names(broker, self._consumers):
-                topics.setdefault(name, Topic(name))
+            for topic in self._topics_of(broker, self._consumers):
+                topics.setdefault(topic.name, topic)
             await broker.declare(list(topics.values()), self._declare)
 
-    def _names(self, broker: Broker, consumers: Sequence[tuple[Broker, Consumer]]) -> list[str]:
-        """The topics on a broker that these consumers read and publish to, as far as they are named."""
-        names = list[str]()
+    def _topics_of(self, broker: Broker, consumers: Sequence[tuple[Broker, Consumer]]) -> list[Topic]:
+        """The topics on a broker that these consumers read and publish to, with the options of who named them first."""
+        named = list[Topic]()
         for owner, consumer in consumers:
             if owner is broker:
-                names += consumer.source(consumer.check(broker.engine)).topics
-            names += [topic for place, topic in consumer.destinations() if (place or owner) is broker]
-        return [name for name in dict.fromkeys(names) if not is_pattern(name)]
+                source = consumer.source(consumer.check(broker.engine))
+                named += [Topic(name, options=source.options) for name in source.topics]
+            named += [topic for place, topic in consumer.destinations() if (place or owner) is broker]
+        found = dict[str, Topic]()
+        for topic in named:
+            if not is_pattern(topic.name):
+                found.setdefault(topic.name, topic)
+        return list(found.values())
 
     async def _consume(self) -> None:
         if self.consumes:
@@ -548,8 +553,8 @@ class App:
         watch = None if self.watcher is None else self.watcher.watch_call
         consumer.compile(self._environment(self.broker), self.broker.send, watch)
         for broker in self._brokers:
-            if names := self._names(broker, [(self.broker, consumer)]):
-                await broker.declare([Topic(name) for name in names], self._declare)
+            if named := self._topics_of(broker, [(self.broker, consumer)]):
+                await broker.declare(named, self._declare)
         running = await self._start_consumer(self.broker, consumer)
         self.consuming.append(running)
         try:
@@ -561,8 +566,9 @@ class App:
                 await running.finish(self.graceful_timeout, self.logger)
 
     async def _close_brokers(self) -> None:
-        for broker in reversed(self._brokers):
-            await broker.close()
+        async with AsyncExitStack() as closing:  # the others too, although one fails
+            for broker in self._brokers:
+                closing.push_async_callback(broker.close)
 
     def __repr__(self) -> str:
         return f"App({self.name!r})"

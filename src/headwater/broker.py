@@ -7,6 +7,7 @@ import functools
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypedDict
 from weakref import WeakSet
@@ -236,27 +237,31 @@ class Broker:
 
     async def close(self) -> None:
         """Confirm what was published, close streams, leave the server. Idempotent."""
-        if self.loop is asyncio.get_running_loop():
-            await self.flush()
-        with self._home:
-            loop, connection = self.loop, self._detach()
-        await self._leave_from(loop, connection)
-        self._move(None)
+        try:
+            if self.loop is asyncio.get_running_loop():
+                await self.flush()
+            with self._home:
+                loop, connection = self.loop, self._detach()
+            await self._leave_from(loop, connection)
+        finally:
+            self._move(None)
 
     async def _leave(self, connection: _Connection) -> None:
         outbox, requester = connection
-        if self._reaching is not None:
-            self._reaching.cancel()
-            await asyncio.wait([self._reaching])
-        for stream in list(self._streams):
-            await stream.close()
-        if requester is not None:
-            await requester.close()
-        if outbox is not None:
-            await outbox.drain()
-            await outbox.close()
-        if self._engine is not None:
-            await self._engine.close()
+        async with AsyncExitStack() as closing:  # from the last line to the first, each although one before it fails
+            if self._engine is not None:
+                closing.push_async_callback(self._engine.close)
+            if outbox is not None:
+                closing.push_async_callback(outbox.close)
+            if requester is not None:
+                closing.push_async_callback(requester.close)
+            if outbox is not None:
+                closing.push_async_callback(outbox.drain)
+            for stream in list(self._streams):
+                closing.push_async_callback(stream.close)
+            if self._reaching is not None:
+                self._reaching.cancel()
+                await asyncio.wait([self._reaching])
 
     async def ping(self) -> None:
         """Raise if the engine could not take a message now."""

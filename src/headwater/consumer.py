@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 import msgspec
 
 from .depends import Environment, scoped
-from .engine import Ack, Capabilities, Engine, Source, Subscription
+from .engine import Ack, Capabilities, Engine, Source, Subscription, Topic
 from .errors import ConfigurationError, NotSupportedError
 from .handler import Call, Handler, compose
 from .message import TYPE, Message, Outgoing
@@ -116,24 +116,25 @@ class Consumer:
         for topic in self.topics:
             if not is_pattern(topic):
                 engine.check_topic(topic)
-        for broker, topic in self.destinations():
-            if not is_pattern(topic):
-                (engine if broker is None else broker.engine).check_topic(topic)
+        for broker, destination in self.destinations():
+            if not is_pattern(destination.name):
+                (engine if broker is None else broker.engine).check_topic(destination.name)
         self._check_dead_letters(engine)
         self._check_acknowledgements(name, capabilities)
         return capabilities
 
-    def destinations(self) -> Iterator[tuple[Broker | None, str]]:
+    def destinations(self) -> Iterator[tuple[Broker | None, Topic]]:
         """The topics that results and dead letters are published to, as far as they are named.
 
         Each with its broker, if that is another than the one this consumer reads from.
         """
         for subscriber, publishers in self.declared:
-            yield from ((publisher.broker, publisher.topic) for publisher in publishers)
+            yield from ((one.broker, Topic(one.topic, options=one.options)) for one in publishers)
             if isinstance(subscriber.dead_letter, str):
-                yield None, subscriber.dead_letter
+                yield None, Topic(subscriber.dead_letter)
             elif isinstance(subscriber.dead_letter, tuple):
-                yield subscriber.dead_letter
+                broker, name = subscriber.dead_letter
+                yield broker, Topic(name)
 
     def _check_dead_letters(self, engine: Engine) -> None:
         """An engine that stores nothing would lose them: one that not even a group can acknowledge to."""

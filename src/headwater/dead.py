@@ -6,7 +6,7 @@ with the replayed message, so that this works on every engine that keeps its mes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -111,26 +111,39 @@ class DeadLetters:
 
     async def _read(self, where: str) -> dict[Place, Message]:
         letters: dict[Place, Message] = {}
+        settled = set[Place]()
+        counted = "list_partitions" in self._engine.operations
+        async for message in self._by_partition(where) if counted else self._by_number(where):
+            if SETTLED in message.headers:
+                settled.update((p, o) for p, o in msgspec.json.decode(message.body))
+            else:
+                letters[message.partition or 0, message.offset or 0] = message
+        return {place: message for place, message in letters.items() if place not in settled}
+
+    async def _by_partition(self, where: str) -> AsyncIterator[Message]:
+        """All there are now, where each partition says how far it goes."""
         try:
             partitions = await self._engine.list_partitions(where)
         except TopicNotFoundError:
-            return letters
-        settled = set[Place]()
+            return
         for info in partitions:
-            kept = info.latest - info.earliest
-            if not kept:
+            if not info.messages:
                 continue
             ends = _reached(info.latest)
             stream = self._broker.stream(where, start="earliest", partitions=[info.partition], until=ends, wait=1.0)
             async with stream:
                 async for message in stream:
-                    if SETTLED in message.headers:
-                        settled.update((p, o) for p, o in msgspec.json.decode(message.body))
-                    else:
-                        letters[info.partition, message.offset or 0] = message
+                    yield message
                     if message.offset == info.latest - 1:
                         break
-        return {place: message for place, message in letters.items() if place not in settled}
+
+    async def _by_number(self, where: str) -> AsyncIterator[Message]:
+        """All there are now, where offsets are no numbers: as many as the topic says it has."""
+        kept = next((topic.messages for topic in await self._engine.list_topics() if topic.name == where), 0)
+        if kept:
+            async with self._broker.stream(where, start="earliest", limit=kept, wait=1.0) as stream:
+                async for message in stream:
+                    yield message
 
 
 def _reached(end: int) -> Callable[[Message], bool]:

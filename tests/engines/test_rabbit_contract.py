@@ -23,3 +23,9 @@ class TestRabbitWithClassicQueues(TestRabbit):
     @pytest.fixture
     def make_broker(self, rabbit_server: RabbitServer) -> MakeBroker:
         return lambda: RabbitBroker(rabbit_server.url, queue_type="classic")
+
+
+class TestRabbitWithStreams(TestRabbit):
+    @pytest.fixture
+    def make_broker(self, rabbit_server: RabbitServer) -> MakeBroker:
+        return lambda: RabbitBroker(rabbit_server.url, queue_type="stream")

@@ -1,4 +1,4 @@
-"""A RabbitMQ that stops, dies, hangs or is cut off: nothing that was accepted is lost, and readiness tells the truth."""
+"""A RabbitMQ that stops, dies, hangs or is cut off: nothing accepted is lost, and readiness tells the truth."""
 
 from __future__ import annotations
 

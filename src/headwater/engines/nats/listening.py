@@ -47,9 +47,7 @@ class Listener:
         finally:
             if self._note_gap in self._connection.on_return:
                 self._connection.on_return.remove(self._note_gap)
-            for route in routes:
-                self._connection.unsubscribe(route)
-                await self._connection.settle(route)
+            await self._connection.unsubscribe(*routes)
 
     def _subscribe(self, subject: str) -> Route:
         return self._connection.subscribe(subject, self._take, "_".join((self._group or "").split()))

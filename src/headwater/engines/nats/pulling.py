@@ -11,7 +11,7 @@ from ...message import NO_HEADERS, Message
 from ...topics import match
 from .api import Api
 from .connection import Connection, Route, log
-from .consumers import PRIORITY, Cursor
+from .consumers import PRIORITY, Cursor, Passing
 from .streams import nanoseconds
 from .wire import described, read, server_header
 
@@ -46,6 +46,7 @@ class Pull:
         self.topic = topic
         self.ready: deque[Message] = deque()
         self.broken = True
+        self._prepared = False  # whether the consumer is there, as far as we know
         self._api, self._connection = api, connection
         self._group = group
         self._unsettled = unsettled
@@ -65,20 +66,34 @@ class Pull:
     async def restart(self) -> None:
         """Have the consumer there, and ask it on a new inbox: nobody hears what was asked on the old one."""
         await self.stop()
-        await self.cursor.prepare()
+        if not self._prepared:
+            await self.cursor.prepare()
         inbox = self._connection.new_inbox()
         self._inbox = inbox.encode()
         self._asked, self._number, self._pin = 0, 0, ""
         self._route = self._connection.subscribe(inbox, self._take)
-        self.broken = False
+        self.broken, self._prepared = False, True
+
+    async def seek(self, sequence: int) -> None:
+        """Go on at this sequence number of the stream; for a reader without a group."""
+        assert isinstance(self.cursor, Passing)
+        await self.stop()
+        self.ready.clear()
+        self.cursor.seek(sequence)
+        self._prepared = False
+        await self.restart()
+
+    def interrupt(self) -> None:
+        """The connection is new: a consumer that we share is there as before, and what was asked is forgotten."""
+        self.broken = True
+        self._prepared &= self.cursor.acknowledges
 
     async def stop(self) -> None:
         """Ask for nothing more. Once this returns nothing more comes."""
         self.broken = True
         route, self._route = self._route, None
         if route is not None:
-            self._connection.unsubscribe(route)
-            await self._connection.settle(route)
+            await self._connection.unsubscribe(route)
 
     async def leave(self) -> None:
         """Give the place at the consumer up, after `stop`."""
@@ -89,8 +104,10 @@ class Pull:
     def ask(self, room: int) -> None:
         """Have about so many messages here or on their way."""
         wanted = room - len(self.ready) - self._asked
-        if wanted < max(1, room // 2) or self.broken or self._connection.client is None:
-            return
+        if wanted >= max(1, room // 2) and not self.broken and self._connection.client is not None:
+            self._request(wanted)
+
+    def _request(self, wanted: int) -> None:
         expires = EXPIRES_PINNED if self.cursor.pinned else EXPIRES
         request: dict[str, Any] = {
             "batch": wanted,
@@ -109,9 +126,9 @@ class Pull:
     def look(self) -> None:
         """Notice a server that has forgotten what was asked, and keep the place of an active member."""
         if self._asked and self._clock() - self._heard > SILENCE:
-            self.broken = True
-        elif self.cursor.pinned and not self._asked:
-            self.ask(len(self.ready) + 1)
+            self._break()
+        elif self.cursor.pinned and not self._asked and not self.broken:
+            self._request(1)
 
     # --- taking ---------------------------------------------------------------------------------------
 
@@ -127,8 +144,7 @@ class Pull:
         if not self.cursor.acknowledges:
             self._number += 1
             if int(number) != self._number:  # one was lost on the way, and nobody but us knows
-                self.broken = True
-                self._changed()
+                self._break()
                 return
         self.cursor.seen(offset)
         try:
@@ -173,5 +189,9 @@ class Pull:
             self._pin = ""
         elif code != _ENDED:
             log.debug("%s on %s: %d %s", self.cursor.name, self.cursor.stream, code, described(block))
-            self.broken = True
+            self._break()
+        self._changed()
+
+    def _break(self) -> None:
+        self.broken, self._prepared = True, False
         self._changed()

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import pamqp.frame
 from pamqp.commands import Basic
 
 from ...engine import Source, Start
-from ...errors import ConnectError, HeadwaterError, NotSupportedError
+from ...errors import ConfigurationError, HeadwaterError, NotSupportedError
 from ...inbox import Inbox
 from ...message import Message, Outgoing, Position, Receipt
 from ...topics import is_pattern, match
@@ -102,16 +103,14 @@ class Tap:
         self._position = _position(source.start)  # in a stream: where it is read from
         # A stream begins at the chunk that contains a time; messages are stamped to the second.
         self._since = int(source.start.timestamp()) if isinstance(source.start, datetime) else 0
+        self._sought: asyncio.Future[None] | None = None  # done once it is read from the position somebody wanted
         self._consumers = 0
         self._session = Session()
         self._keeper: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Take the place; what is published from now on comes. Raises as `Topology.make_place`, or ConnectError."""
-        try:
-            await self._begin()
-        except TimeoutError:
-            raise ConnectError(f"the queue {self._place.queue!r}", f"no answer within {BEGIN:g} s") from None
+        """Take the place; what is published from now on comes. Raises what `Topology.make_place` does, TimeoutError."""
+        await self._begin()
         self._keeper = asyncio.create_task(self._keep(), name=f"headwater {self._place.queue}")
 
     async def close(self) -> None:
@@ -126,6 +125,16 @@ class Tap:
             if self._place.temporary and not channel.is_closed:
                 await channel.queue_delete(self._place.queue, timeout=FAREWELL)
         await leave_channel(channel)
+
+    async def seek(self, position: Position) -> bool:
+        """Read from this offset on; False if this is not the stream of that topic."""
+        if not self._place.stream or self._place.queue != position.topic:
+            return False
+        self._position, self._since = position.offset, 0
+        self._sought = asyncio.get_running_loop().create_future()
+        self._session.end()
+        await self._sought
+        return True
 
     async def widen(self) -> None:
         """Have one more consumer if those there are can be given nothing more."""
@@ -147,7 +156,7 @@ class Tap:
                 session.channel.closing.add_done_callback(session.end)
                 session.channel.on_consumer_cancel_callbacks.add(session.end)
                 await session.channel.basic_qos(prefetch_count=self._prefetch)
-                self._session = session
+                self._session, self._consumers = session, 0
                 await self._consume(session)
                 if self._position == "next":  # should the connection be lost before anything came
                     self._position = datetime.now(UTC)
@@ -157,7 +166,6 @@ class Tap:
 
     async def _consume(self, session: Session) -> None:
         self._consumers += 1
-        self._inbox.size += self._prefetch
         tag = f"{self._source.client}.{self._consumers}"
         arguments = {"x-stream-offset": self._position} if self._place.stream else None
         await session.channel.basic_consume(self._place.queue, _unused, consumer_tag=tag, arguments=arguments)
@@ -193,52 +201,54 @@ class Tap:
         self._inbox.put(message)
 
     def _topic(self, exchange: str) -> str | None:
-        """The topic of what was published to an exchange; None for what a wildcard let through and no pattern matches."""
+        """The topic of what an exchange passed on; None for what a wildcard let through and no pattern matches."""
         topic = self._topics.get(exchange)
         if topic is not None:
             return topic
         if self._patterns:
             return exchange if any(match(pattern, exchange) is not None for pattern in self._patterns) else None
-        return self._source.topics[0]  # somebody else bound the queue to more, or published to it directly
+        return next(iter(self._topics.values()), self._source.topics[0])  # somebody else bound it, or published to it
 
     # --- staying --------------------------------------------------------------------------------------
 
     async def _keep(self) -> None:
-        while True:
-            await asyncio.wait((self._session.over,), timeout=REFRESH)
-            if self._session.over.done():
-                await self._begin_again()
-            else:
-                await self._refresh()
+        try:
+            while True:
+                await asyncio.wait((self._session.over,), timeout=REFRESH)
+                if self._session.over.done():
+                    await self._begin_again()
+                else:
+                    await self._refresh()
+        except HeadwaterError as error:  # this can never heal
+            self._inbox.fail(error)
 
     async def _refresh(self) -> None:
         """Bind again what may have lost its bindings: a queue does not notice that its exchange was deleted."""
         for binding in self._place.bindings:
             self._topology.forget(binding.exchange)
-        try:
-            await self._topology.make_place(self._link, self._place, self._options)
-        except (HeadwaterError, *LOST) as error:
-            _log.debug("%s cannot be looked at: %s", self._place.queue, error)
+        with suppress(HeadwaterError, TimeoutError, *LOST):  # another look follows
+            async with asyncio.timeout(BEGIN):
+                await self._topology.make_place(self._link, self._place, self._options)
 
     async def _begin_again(self) -> None:
-        """Begin again as soon as it can be; the inbox fails if it never can."""
+        """Begin again as soon as it can be."""
         session = self._session
-        if not session.channel.is_closed:
+        if not session.channel.is_closed and self._sought is None:
             _log.warning("the queue %r was deleted, with the messages in it; it is made again", self._place.queue)
         await leave_channel(session.channel)
         self._forget_unreceived(session)
         for tries in itertools.count(1):
-            self._inbox.size -= self._consumers * self._prefetch
-            self._consumers = 0
             try:
                 await self._tell_of_a_gap()
-                return await self._begin()
-            except HeadwaterError as error:
-                return self._inbox.fail(error)
+                await self._begin()
+                break
             except (*LOST, TimeoutError) as error:
                 if tries == 1 and self._link.available:
                     _log.warning("the queue %r cannot be consumed yet: %r. Trying on", self._place.queue, error)
                 await asyncio.sleep(BACKOFF.delay(tries))
+        if self._sought is not None:
+            self._sought.set_result(None)
+            self._sought = None
 
     def _forget_unreceived(self, session: Session) -> None:
         """What was delivered and not received comes again."""
@@ -248,7 +258,7 @@ class Tap:
                 ours.append(message)
             else:
                 self._inbox.put(message)
-        if ours and self._place.stream:
+        if ours and self._place.stream and self._sought is None:
             self._position = ours[0].offset
 
     async def _tell_of_a_gap(self) -> None:
@@ -261,21 +271,21 @@ class QueueSubscription:
     """A place in one or more queues. A reader's messages are acknowledged as they are received."""
 
     def __init__(self, link: Link, topology: Topology, source: Source, places: Sequence[Place]) -> None:
-        self._inbox = Inbox(0)
+        self._inbox = Inbox(sys.maxsize)  # the server bounds it: it sends no more than the prefetch
         self._acknowledges = source.group is None
         share = max(1, source.prefetch // len(places))
         self._taps = [Tap(link, topology, place, source, share, self._inbox) for place in places]
 
-    async def __aenter__(self) -> Self:
+    async def open(self) -> None:
+        """Take the place. Raises what `Tap.open` does, and has taken none then."""
         try:
             for tap in self._taps:
                 await tap.open()
         except BaseException:
-            await self.__aexit__()
+            await self.close()
             raise
-        return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def close(self) -> None:
         for tap in self._taps:
             await tap.close()
 
@@ -321,7 +331,8 @@ class QueueSubscription:
         pass
 
     async def seek(self, position: Position) -> None:
-        raise NotSupportedError("rabbit", "seek", 'a queue has no places: give options=[Rabbit(queue_type="stream")]')
+        if not any([await tap.seek(position) for tap in self._taps]):
+            raise NotSupportedError("rabbit", f"seek ({position.topic})", "only streams can be read again")
 
 
 def _position(start: Start) -> Any:
@@ -333,6 +344,8 @@ def _position(start: Start) -> Any:
             return "next"
         case int() | datetime():
             return start
+        case str():
+            raise ConfigurationError(f"start={start!r} is no offset of a stream: these are ints")
         case _:
             return start.get(0, "first")
 

@@ -207,9 +207,14 @@ async def leave_channel(channel: DirectChannel) -> None:
         await channel.close(timeout=FAREWELL)
 
 
+def is_passing(error: BaseException) -> bool:
+    """Whether the server says that what was asked for is there, and only not ready yet."""
+    return isinstance(error, aiormq.ChannelNotFoundEntity) and "down or inaccessible" in described(error)
+
+
 def described(error: BaseException) -> str:
     """What the server or the system said, without the names of the client's classes."""
-    if isinstance(error, ConnectionError) and error.errno:
+    if isinstance(error, OSError) and error.errno and not isinstance(error, aiormq.AMQPError):
         return os.strerror(error.errno)
     said = [str(part) for part in error.args if part not in (None, "")]
     return " ".join(said) or type(error).__name__

@@ -34,7 +34,7 @@ def check_topic(name: str) -> None:
 
 
 def keeps(topic: str, queue_type: str) -> bool:
-    """Whether what is published to a topic is kept in a stream of its name, to be read again. Dead letters always are."""
+    """Whether a stream keeps what is published to a topic, to be read again. Dead letters are always kept."""
     return topic.endswith(DEAD_SUFFIX) if is_internal(topic) else queue_type == "stream"
 
 

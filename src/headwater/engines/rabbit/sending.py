@@ -16,11 +16,18 @@ import msgspec
 import pamqp.frame
 from pamqp.commands import Basic
 
-from ...errors import HeadwaterError, MessageTooLargeError, NotSupportedError, PublishError, TopicNotFoundError
+from ...errors import (
+    HeadwaterError,
+    MessageTooLargeError,
+    NotSupportedError,
+    PublishError,
+    RefusedError,
+    TopicNotFoundError,
+)
 from ...message import Headers, Outgoing, Receipt
 from .channel import DirectChannel, open_channel
 from .delays import Ladder, entries, levels_of, rung
-from .link import LOST, Link, described, leave_channel
+from .link import LOST, Link, described, is_passing, leave_channel
 from .names import QUEUE_PREFIX, check_topic
 from .options import DEFAULT, Rabbit, rabbit_of
 from .wire import GENERATED, body_frames, head_frame, written
@@ -105,9 +112,8 @@ class Outlet:
         for one in tags:
             batch, index, _ = pending.pop(one)
             if not accepted:
-                topic = batch.messages[index].topic
-                text = f"RabbitMQ refused a message to {topic!r}: a queue that would get it takes no more"
-                batch.errors[index] = HeadwaterError(text)
+                reason = "basic.nack: a queue that would get it takes no more"
+                batch.errors[index] = RefusedError(batch.messages[index].topic, reason)
             batch.answer()
 
     def _returned(self, frame: Basic.Return, properties: Basic.Properties) -> None:
@@ -150,7 +156,7 @@ class Sender:
             try:
                 outlet = await self._open_outlet()
                 await self._prepare(batch, addresses)
-            except LOST:  # on the way: the link will notice, too
+            except LOST:  # just now: the link will notice, too
                 await asyncio.sleep(AGAIN)
                 continue
             async with self._writing:
@@ -193,7 +199,9 @@ class Sender:
             except HeadwaterError as error:
                 batch.errors[index] = error
             except aiormq.AMQPChannelError as error:
-                batch.errors[index] = HeadwaterError(f"RabbitMQ refused {outgoing.topic!r}: {described(error)}")
+                if is_passing(error):
+                    raise
+                batch.errors[index] = RefusedError(outgoing.topic, described(error))
         if any(batch.errors):
             batch.unsent = [index for index in batch.unsent if batch.errors[index] is None]
 
@@ -280,7 +288,7 @@ class Sender:
             if forgiven or (named is not None and named[1] != exchange):
                 batch.unsent.append(index)
             else:
-                batch.errors[index] = HeadwaterError(f"RabbitMQ refused what was published: {text}")
+                batch.errors[index] = RefusedError(batch.messages[index].topic, text)
             batch.answer()
 
 

@@ -5,23 +5,30 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
+
+import aiormq
 
 from ...engine import DeclareMode, Source, Subscription, Topic
-from ...errors import ConnectError, TopicNotFoundError
+from ...errors import AuthenticationError, ConnectError
 from ...topics import is_pattern
 from .address import Address
 from .consuming import QueueSubscription
-from .link import LOST, Link, described
+from .link import LOST, Link, described, is_passing
 from .names import QUEUE_PREFIX
 from .options import QueueType
 from .sending import Sender
 from .streams import bounds
-from .topology import Topology, queue_is_there
+from .topology import Topology
 
 CHECK: Final = 5.0  # seconds in which a server that could take a message answers
+ANSWER: Final = 12.0  # ... and in which it has done what it was asked to do
+AGAIN: Final = 0.2  # seconds before it is asked once more for what is not ready yet
+
+T = TypeVar("T")
 
 _log: Final = logging.getLogger("headwater.rabbit")
 
@@ -72,34 +79,60 @@ class Server:
         for link in self._links:
             await link.close()
 
-    async def check(self) -> None:
-        """Raise ConnectError if the server could not take a message now."""
+    # --- what is asked of it --------------------------------------------------------------------------
+
+    async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
+        """What a call gives, tried again while the server says that it is not ready yet.
+
+        Raises ConnectError after some seconds, AuthenticationError for what is not for this user.
+        """
         try:
-            async with asyncio.timeout(CHECK), self._publishing.channel() as channel:
-                await channel.basic_qos(prefetch_count=1)
+            async with asyncio.timeout(ANSWER):
+                while True:
+                    try:
+                        return await call()
+                    except aiormq.ChannelNotFoundEntity as error:
+                        if not is_passing(error):
+                            raise
+                        await asyncio.sleep(AGAIN)
         except TimeoutError:
-            raise ConnectError(repr(self._address), f"no answer within {CHECK:g} s") from None
+            raise ConnectError(repr(self._address), f"no answer within {ANSWER:g} s") from None
+        except aiormq.ChannelAccessRefused as error:
+            raise AuthenticationError(repr(self._address), described(error)) from None
         except LOST as error:
             raise ConnectError(repr(self._address), described(error)) from error
 
+    async def check(self) -> None:
+        """Raise ConnectError if the server could not take a message now."""
+        await self._ask(self._check)
+
+    async def _check(self) -> None:
+        async with asyncio.timeout(CHECK), self._publishing.channel() as channel:
+            await channel.basic_qos(prefetch_count=1)
+
     async def declare(self, topics: Sequence[Topic], mode: DeclareMode) -> None:
+        make = {"create": self.topology.declare, "check": self.topology.check}.get(mode)
         for topic in topics:
-            if mode == "create":
-                await self.topology.declare(self._publishing, topic)
-            elif mode == "check":
-                await self.topology.check(self._publishing, topic)
+            if make is not None:
+                await self._ask(partial(make, self._publishing, topic))
         self.sender.forget_addresses()
 
     async def delete_topic(self, topic: str) -> None:
         """Its exchange, and its stream if it has one. Raises TopicNotFoundError."""
+        await self._ask(partial(self._delete_topic, topic))
+
+    async def _delete_topic(self, topic: str) -> None:
         await self.topology.check(self._publishing, Topic(topic))
         self.topology.forget(topic)
         async with self._publishing.channel() as channel:
             await channel.exchange_delete(topic)
-        if await queue_is_there(self._publishing, topic):
-            await self.delete_queues([topic])
+            if self.topology.is_kept(topic):  # else a queue of this name is somebody else's
+                await channel.queue_delete(topic)
 
     async def delete_queues(self, queues: Sequence[str]) -> None:
+        await self._ask(partial(self._delete_queues, queues))
+
+    async def _delete_queues(self, queues: Sequence[str]) -> None:
         async with self._publishing.channel() as channel:
             for queue in queues:
                 await channel.queue_delete(queue)
@@ -107,9 +140,9 @@ class Server:
     async def bounds(self, topic: str) -> tuple[int, int]:
         """The first offset of a topic that keeps its messages, and the next. Raises TopicNotFoundError."""
         link = await self._consuming_link()
-        if not await queue_is_there(link, topic):
-            raise TopicNotFoundError(topic, "or it keeps nothing: it has no stream")
-        return await bounds(link, topic)
+        return await self._ask(partial(bounds, link, topic))
+
+    # --- consuming ------------------------------------------------------------------------------------
 
     async def _consuming_link(self) -> Link:
         await self._consuming.open()
@@ -123,9 +156,13 @@ class Server:
         if source.group is None:
             for topic in source.topics:
                 if not is_pattern(topic) and not topic.startswith(QUEUE_PREFIX):
-                    await self.topology.check(link, Topic(topic, options=source.options))
+                    await self._ask(partial(self.topology.check, link, Topic(topic, options=source.options)))
             places = self.topology.reading_places(source)
         else:
             places = self.topology.places(source)
-        async with QueueSubscription(link, self.topology, source, places) as subscription:
+        subscription = QueueSubscription(link, self.topology, source, places)
+        await self._ask(subscription.open)
+        try:
             yield subscription
+        finally:
+            await subscription.close()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
+import aiormq
 from pamqp.commands import Basic
 
+from ...errors import TopicNotFoundError
 from .channel import open_channel
-from .link import Link, leave_channel
+from .link import Link, is_passing, leave_channel
 
 QUIET: Final = 0.1  # seconds without a message after which a stream is at its end
 FIRST: Final = 5.0  # seconds for the first message of a stream that is said to have some
@@ -16,9 +18,14 @@ _MANY: Final = 1000
 
 
 async def bounds(link: Link, stream: str) -> tuple[int, int]:
-    """The offset of the first message, and the one the next message will get."""
-    async with link.channel() as channel:
-        said = await channel.queue_declare(stream, passive=True)
+    """The offset of the first message, and the one the next message will get. Raises TopicNotFoundError."""
+    try:
+        async with link.channel() as channel:
+            said = await channel.queue_declare(stream, passive=True)
+    except aiormq.ChannelNotFoundEntity as error:
+        if is_passing(error):
+            raise
+        raise TopicNotFoundError(stream, "or it keeps nothing: it has no stream") from None
     wait = FIRST if said.message_count else QUIET * 3
     first = await _offsets(link, stream, "first", 1, wait)
     if not first:

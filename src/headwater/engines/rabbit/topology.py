@@ -14,7 +14,7 @@ from ...engine import Source, Topic
 from ...errors import ConfigurationError, NotSupportedError, TopicNotFoundError
 from ...topics import is_internal, is_pattern, retry_topic
 from .channel import DirectChannel
-from .link import Link, described
+from .link import Link, described, is_passing
 from .names import HUB, QUEUE_PREFIX, READER_QUEUE, group_queue, keeps, wildcard
 from .options import DEFAULT, QueueType, Rabbit, rabbit_of
 
@@ -62,14 +62,26 @@ class Topology:
     # --- what is where --------------------------------------------------------------------------------
 
     def options(self, topic: str, given: Rabbit) -> Rabbit:
-        """The options for a topic: those given, else those it was declared with. Internal topics have none."""
+        """Those given, with what makes the topic itself from its declaration. Internal topics have none."""
         if is_internal(topic):
             return DEFAULT
         declared = self._declared.get(topic)
-        return given if declared is None or given is not DEFAULT else rabbit_of(declared.options)
+        if declared is None:
+            return given
+        own = rabbit_of(declared.options)
+        return msgspec.structs.replace(
+            given,
+            exchange=own.exchange if given.exchange is None else given.exchange,
+            exchange_type=given.exchange_type or own.exchange_type,
+            queue_type="stream" if own.queue_type == "stream" else given.queue_type,
+        )
 
     def exchange_of(self, topic: str, options: Rabbit) -> str:
         return topic if options.exchange is None else options.exchange
+
+    def is_kept(self, topic: str) -> bool:
+        """Whether this process knows the topic as one that keeps its messages."""
+        return keeps(topic, self.options(topic, DEFAULT).queue_type or self._queue_type)
 
     def places(self, source: Source) -> list[Place]:
         """The queues of a group. Its retries come back to the queue they left."""
@@ -141,7 +153,7 @@ class Topology:
 
     async def declare(self, link: Link, topic: Topic) -> None:
         """Make a topic as its owner wants it. Raises NotSupportedError for what RabbitMQ's topics do not have."""
-        options = rabbit_of(topic.options)
+        options = DEFAULT if is_internal(topic.name) else rabbit_of(topic.options)
         if topic.partitions not in (None, 1):
             raise NotSupportedError("rabbit", f"partitions={topic.partitions} ({topic.name})", "a topic has none")
         if (topic.retention or topic.retention_bytes) and not keeps(topic.name, options.queue_type or self._queue_type):
@@ -153,7 +165,7 @@ class Topology:
 
     async def check(self, link: Link, topic: Topic) -> None:
         """Raise TopicNotFoundError if the exchange of a topic is not there."""
-        exchange = self.exchange_of(topic.name, rabbit_of(topic.options))
+        exchange = self.exchange_of(topic.name, self.options(topic.name, rabbit_of(topic.options)))
         if not await self._is_there(link, exchange):
             raise TopicNotFoundError(topic.name)
 
@@ -246,7 +258,7 @@ class Topology:
                     await self._bind(channel, binding)
         except aiormq.ChannelPreconditionFailed as error:
             raise ConfigurationError(
-                f"the queue {place.queue!r} is there and differs: {described(error)}. Delete it, or give options that fit"
+                f"the queue {place.queue!r} is there and differs: {described(error)}. Delete it, or give its options"
             ) from None
 
     async def _bind(self, channel: DirectChannel, binding: Binding) -> None:
@@ -262,6 +274,8 @@ async def queue_is_there(link: Link, queue: str) -> bool:
     try:
         async with link.channel() as channel:
             await channel.queue_declare(queue, passive=True)
-    except aiormq.ChannelNotFoundEntity:
+    except aiormq.ChannelNotFoundEntity as error:
+        if is_passing(error):
+            raise
         return False
     return True

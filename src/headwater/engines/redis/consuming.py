@@ -7,10 +7,11 @@ import itertools
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from ...engine import Lost, OnChange, Source
-from ...errors import ConfigurationError, HeadwaterError, NotSupportedError, TopicNameError
+from ...errors import ConfigurationError, NotSupportedError, TopicNameError
 from ...message import ATTEMPTS, Message, Outgoing, Position, Receipt
 from ...topics import RETRY_SUFFIX, is_pattern
 from . import names, places
@@ -19,10 +20,10 @@ from .listening import rung
 from .locks import Lock
 from .patterns import streams_matching
 from .reading import BLOCK, Basket, Reader
-from .servers import Call, Servers, call
+from .servers import Call, Servers, call, passes
 from .wire import Command, Disconnected, Refusal
 
-ACK_WITHIN: Final = 5.0  # seconds; what is not acknowledged until then is acknowledged later
+LEAVE_WITHIN: Final = 5.0  # seconds
 AT_ONCE: Final = 1000  # ids in one command
 _TRY_AGAIN: Final = 0.2  # seconds
 GIVEN_BACK: Final = 1_000_000_000  # milliseconds that it seems to have been idle: more than any lease
@@ -74,18 +75,20 @@ class Member:
     async def close(self) -> None:
         """Leave: what was not acknowledged is free for others at once."""
         try:
-            async with asyncio.timeout(ACK_WITHIN):
+            async with asyncio.timeout(LEAVE_WITHIN):
                 async with self._moving:  # what is becoming ours is to be given back, too
                     await self._stop()
                 await self._pay()
                 await self._give_back()
                 if self._lock is not None:
-                    await self._lock.close()
+                    await self._lock.give_up()
         except (Disconnected, Refusal, TimeoutError) as error:
             reason = error if str(error) else "the server is away"
             _log.warning("%s could not give back what it had, others get it after the lease: %s", self.name, reason)
         finally:
             await self._stop()
+            if self._lock is not None:
+                await self._lock.stop()
 
     async def _stop(self) -> None:
         if self._claimer is not None:
@@ -163,9 +166,9 @@ class Member:
     async def prepare(self, topics: Sequence[str]) -> None:
         """Acknowledge what did not get through, and find what was given to us and never came."""
         await self._pay()
-        async with self._moving:
-            for topic in topics:
-                await self._take_what_is_ours(topic)
+        if self._lock is None or self._lock.held.is_set():  # who waits for the lock takes over all with it
+            async with self._moving:
+                await self._take_what_is_ours(topics)
         self._newcomer = False
 
     async def patience(self) -> float:
@@ -178,26 +181,14 @@ class Member:
             await asyncio.sleep(_TRY_AGAIN)
 
     def read(self, topics: Sequence[str], count: int, block: int) -> Command:
-        after = [">"] * len(topics)
-        return (
-            "XREADGROUP",
-            "GROUP",
-            self.group,
-            self.name,
-            "COUNT",
-            count,
-            "BLOCK",
-            block,
-            "STREAMS",
-            *topics,
-            *after,
-        )
+        who, after = ("GROUP", self.group, self.name), [">"] * len(topics)
+        return ("XREADGROUP", *who, "COUNT", count, "BLOCK", block, "STREAMS", *topics, *after)
 
     def arrived(self, reply: Any) -> None:
         group = self.group
         for raw, entries in reply:
             topic = raw.decode()
-            self._take([read(topic, group, entry) for entry in entries])
+            self._take(read(topic, group, entries))
 
     async def refused(self, topics: Sequence[str], refusal: Refusal) -> bool:
         """A group that is gone, after a FLUSHALL or a failover, is made again from the beginning: nothing of what is
@@ -232,6 +223,9 @@ class Member:
                 _log.debug("%s could not look for what others left: %s", self.name, error)
                 self._doubt()
                 await asyncio.sleep(_TRY_AGAIN)
+            except Exception as error:
+                self.basket.fail(error)
+                raise
 
     def _doubt(self) -> None:
         """Something may have become ours that did not come."""
@@ -269,22 +263,29 @@ class Member:
                     room -= len(left)
         return bool(self._cursors)
 
-    async def _take_what_is_ours(self, topic: str) -> None:
+    async def _take_what_is_ours(self, topics: Sequence[str]) -> None:
         """What the server says is ours and we do not know: its answer was lost, or who had our name before us died."""
-        here = {message.offset for message in self._open if message.topic == topic}
-        start = "-"
-        while True:
-            pending = await call(self._servers, topic, "XPENDING", topic, self.group, start, "+", AT_ONCE, self.name)
-            mine = [(entry[0].decode(), entry[3]) for entry in pending]
-            unknown = [entry for entry in mine if entry[0] not in here]
-            if unknown:
-                await self._move_here(topic, unknown, 0, died=self._newcomer)
-            if len(mine) < AT_ONCE:
-                return
-            start = f"({mine[-1][0]}"
+        here = {(message.topic, message.offset) for message in self._open}
+        starts = dict.fromkeys(topics, "-")
+        while starts:
+            replies = await self._servers.ask([
+                (topic, ("XPENDING", topic, self.group, start, "+", AT_ONCE, self.name))
+                for topic, start in starts.items()
+            ])  # fmt: skip
+            for topic, pending in zip(list(starts), replies, strict=True):
+                if isinstance(pending, Refusal):
+                    raise pending
+                mine = [(entry[0].decode(), entry[3]) for entry in pending]
+                unknown = [entry for entry in mine if (topic, entry[0]) not in here]
+                if unknown:
+                    await self._move_here(topic, unknown, 0, died=self._newcomer)
+                if len(mine) < AT_ONCE:
+                    del starts[topic]
+                else:
+                    starts[topic] = f"({mine[-1][0]}"
 
-    async def _move_here(self, topic: str, left: Sequence[tuple[str, int]], idle: int, *, died: bool) -> int:
-        """Make these ours, each with the attempts it had; how many there were. One whose member died had one more."""
+    async def _move_here(self, topic: str, left: Sequence[tuple[str, int]], idle: int, *, died: bool) -> None:
+        """Make these ours, each with the attempts it had. One whose member died had one more."""
         counted = defaultdict[int, list[str]](list)
         for offset, deliveries in left:
             counted[deliveries + died].append(offset)
@@ -296,15 +297,12 @@ class Member:
         for attempt, entries in zip(counted, replies, strict=True):
             if isinstance(entries, Refusal):
                 raise entries
-            for entry in entries:
-                if entry is not None and entry[1] is not None:  # older servers show what was trimmed away
-                    message = read(topic, self.group, entry)
-                    message.attempt = max(1, attempt)
-                    messages.append(message)
+            for message in read(topic, self.group, entries):
+                message.attempt = max(1, attempt)
+                messages.append(message)
         if messages:
             messages.sort(key=_age)
             self._take(messages)
-        return len(left)
 
     # --- giving back ----------------------------------------------------------------------------------
 
@@ -329,9 +327,11 @@ class Member:
     async def _lost(self) -> None:
         """Somebody else is the active member: what we have and did not begin is theirs."""
         self._caught_up.clear()
+        self._rung.set()  # once it is ours again there may be something to take over
         self._interrupt()
         self.basket.clear()
         self._open.clear()
+        self._begun.clear()
         topics = frozenset((topic, 0) for topic in self._topics)
         await self._on_change(Lost(topics, next(self._epochs)))
 
@@ -352,46 +352,43 @@ class Member:
         self._servers.node_of(topic).post(("XCLAIM", topic, self.group, self.name, 0, delivery.offset, *how))
 
     async def ack(self, messages: Sequence[Message]) -> None:
-        """What cannot be acknowledged while the server is away is acknowledged once it is back."""
+        """Does not wait for the server. What does not get through is acknowledged once the server is back."""
         self._open.difference_update(messages)
         if self._begun:
             for message in messages:
                 self._begun.pop(message, None)
-        offsets = _by_topic(messages)
-        try:
-            async with asyncio.timeout(ACK_WITHIN):
-                replies = await self._servers.ask(self._acknowledgements(offsets))
-        except (Disconnected, TimeoutError):
-            for topic, some in offsets.items():
-                self._owed[topic] += some
-            return
-        for reply in replies:
-            if isinstance(reply, Refusal):
-                raise HeadwaterError(f"redis refused an acknowledgement: {reply}")
+        for topic, offsets in _by_topic(messages).items():
+            said = self._servers.node_of(topic).say(self._acknowledgement(topic, offsets))
+            said.add_done_callback(partial(self._acknowledged, topic, offsets))
 
-    def _acknowledgements(self, offsets: dict[str, list[str]]) -> list[Call]:
-        calls: list[Call] = []
-        for topic, some in offsets.items():
-            calls.append((topic, ("XACK", topic, self.group, *some)))
-            if topic.endswith(RETRY_SUFFIX):  # nobody else reads it, so that it need not grow
-                calls.append((topic, ("XDEL", topic, *some)))
-        return calls
+    def _acknowledgement(self, topic: str, offsets: Sequence[str]) -> list[Command]:
+        commands: list[Command] = [("XACK", topic, self.group, *offsets)]
+        if topic.endswith(RETRY_SUFFIX):  # nobody else reads it, so that it need not grow
+            commands.append(("XDEL", topic, *offsets))
+        return commands
+
+    def _acknowledged(self, topic: str, offsets: list[str], said: asyncio.Future[list[Any]]) -> None:
+        """Keep in mind what did not get through: the connection was lost, or the server is not the right one now."""
+        if said.cancelled() or said.exception() is not None or any(map(passes, said.result())):
+            self._owed[topic] += offsets
+            self._rung.set()
 
     async def _pay(self) -> None:
         """Acknowledge what did not get through before."""
         while self._owed:
             topic, offsets = next(iter(self._owed.items()))
             some = offsets[:AT_ONCE]
-            await self._servers.ask(self._acknowledgements({topic: some}))
+            await self._servers.ask([(topic, command) for command in self._acknowledgement(topic, some)])
             del offsets[: len(some)]
             if not offsets:
                 self._owed.pop(topic, None)
 
     async def extend(self, messages: Sequence[Message]) -> None:
         who = (self.group, self.name, 0)
+        ours = [message for message in (*messages, *self.basket.messages) if message in self._open]
         await self._servers.ask([
             (topic, ("XCLAIM", topic, *who, *ids, "JUSTID"))
-            for topic, offsets in _by_topic([*messages, *self.basket.messages]).items()
+            for topic, offsets in _by_topic(ours).items()
             for ids in _chunks(offsets)
         ])  # fmt: skip
 

@@ -46,12 +46,18 @@ def _named(headers: Headers) -> tuple[bytes, ...]:
 # --- in -----------------------------------------------------------------------------------------------
 
 
-def read(topic: str, group: str | None, entry: Sequence[Any]) -> Message:
-    """The message in an entry, as the server gives it: its id and its fields."""
-    raw_id, fields = entry
-    offset = raw_id.decode()
-    body, key, headers = _taken_apart(fields)
-    return Message(topic, body, key, headers, 0, offset, time_of(offset), group)
+def read(topic: str, group: str | None, entries: Sequence[Any]) -> list[Message]:
+    """The messages in entries, as the server gives them: each an id and its fields."""
+    messages: list[Message] = []
+    last, time = "", 0.0
+    for raw, fields in entries:
+        offset = raw.decode()
+        milliseconds = offset.partition("-")[0]
+        if milliseconds != last:  # one after the other they often have the same
+            last, time = milliseconds, int(milliseconds) / 1000
+        body, key, headers = (fields[1], None, NO_HEADERS) if len(fields) == 2 else _taken_apart(fields)
+        messages.append(Message(topic, body, key, headers, 0, offset, time, group))
+    return messages
 
 
 def time_of(offset: str) -> float:
@@ -60,8 +66,6 @@ def time_of(offset: str) -> float:
 
 
 def _taken_apart(fields: Fields) -> tuple[bytes, bytes | None, Headers]:
-    if len(fields) == 2:
-        return fields[1], None, NO_HEADERS
     if fields[0] == BODY:  # as we write them
         if fields[2] == KEY:
             return fields[1], fields[3], _read_headers(tuple(fields[4:]))

@@ -83,7 +83,7 @@ class Following:
             topic = raw.decode()
             if topic not in self._moved:
                 self._positions[topic] = entries[-1][0].decode()
-                self.basket.put([read(topic, None, entry) for entry in entries])
+                self.basket.put(read(topic, None, entries))
 
     async def refused(self, topics: Sequence[str], refusal: Refusal) -> bool:
         return False

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
-from ...errors import ConnectError
+from ...errors import AuthenticationError, ConnectError
 from ...retry import Retry
 from .address import Host, url_of
 from .wire import Command, Disconnected, Wire
@@ -86,6 +86,14 @@ class Node:
             await wire.room()
         return await wire.ask(commands)
 
+    def say(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
+        """Say these now, as `ask`; while the server is away they fail at once."""
+        if self._wire is not None:
+            return self._wire.ask(commands)
+        failed: asyncio.Future[list[Any]] = self._loop.create_future()
+        failed.set_exception(Disconnected("the server is away"))
+        return failed
+
     def post(self, *commands: Command) -> None:
         """Say these now and do not wait; while the server is away they are forgotten."""
         if self._wire is not None:
@@ -135,7 +143,8 @@ class Node:
             try:
                 return await self._find()
             except ConnectError as error:
-                _log.debug("still away: %s", error)
+                refused = isinstance(error, AuthenticationError) and tries == 1
+                _log.log(logging.ERROR if refused else logging.DEBUG, "no connection again: %s", error)
                 await asyncio.sleep(_BACKOFF.delay(tries))
         raise AssertionError
 

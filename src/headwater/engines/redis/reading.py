@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Protocol
@@ -157,7 +156,7 @@ class Reader:
         self._stopping = False
         self._waiting: tuple[Node, Wire] | None = None  # where a read waits
         self._changed = asyncio.Event()
-        self._complaint = ""
+        self._failures, self._complaint = 0, ""
         self._task = asyncio.create_task(self._run(), name=f"headwater redis reader {duty.name}")
 
     def read_too(self, topics: Sequence[str]) -> None:
@@ -185,8 +184,9 @@ class Reader:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
-        for tries in itertools.count(1):
+        while True:
             wire: Wire | None = None
+            self._failures += 1
             try:
                 node = self._servers.node_of(self.topics[0])
                 wire = await node.another(self._duty.name)
@@ -194,9 +194,9 @@ class Reader:
                 await self._read_on(node, wire)
                 return
             except Disconnected:
-                delay = _BACKOFF.delay(min(tries, 3))  # the server is waited for elsewhere
+                delay = _BACKOFF.delay(min(self._failures, 3))  # the server is waited for elsewhere
             except (ConnectError, Refusal) as error:
-                delay = _BACKOFF.delay(tries)
+                delay = _BACKOFF.delay(self._failures)
                 self._complain(error)
             except Exception as error:
                 self._duty.basket.fail(error)
@@ -225,7 +225,7 @@ class Reader:
                     await self._mend(node, topics, reply)
                 elif reply is not None:
                     duty.arrived(reply)
-                    self._complaint = ""
+                    self._failures, self._complaint = 0, ""
 
     async def _prepare(self, node: Node) -> None:
         try:

@@ -92,6 +92,8 @@ class Sender:
             self._check_topic(topic)
         if len(outgoing.body) > self._limit:
             raise MessageTooLargeError(topic, len(outgoing.body), self._limit)
+        if outgoing.partition:
+            raise NotSupportedError("redis", f"partition={outgoing.partition}", "a stream is one")
         if not self._streams or topic.startswith(names.ANSWERS):
             return self._publication(outgoing)
         fields = entries.fields_of(outgoing)
