@@ -27,6 +27,7 @@ class Stalling(MemoryEngine):
 
     async def connect(self) -> None:
         self._open = asyncio.Event()
+        self._turn = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
 
     def open(self) -> None:
@@ -38,11 +39,12 @@ class Stalling(MemoryEngine):
 
     async def _send_when_open(self, messages: Sequence[Outgoing]) -> Sequence[Receipt]:
         try:
-            await self._open.wait()
+            async with self._turn:  # who comes just as it opens does not overtake
+                await self._open.wait()
+                return super().send(messages)
         except asyncio.CancelledError:
             self.cancelled += [outgoing.topic for outgoing in messages]
             raise
-        return super().send(messages)
 
 
 class Late(MemoryEngine):
