@@ -230,6 +230,58 @@ face.close()
     )
 
 
+def test_a_fork_while_the_loop_thread_imports_a_client() -> None:
+    """Each import has a lock, which a child would inherit held by a thread that it does not have."""
+    run(
+        HEAD
+        + """
+from pathlib import Path
+from sync.engines import Late, on
+
+Path(__file__).with_name("slow_client.py").write_text("import time; time.sleep(0.5)")
+
+
+class Slow(Late):
+    async def connect(self):
+        import slow_client
+
+
+face = SyncBroker(on(Slow()))
+early = face.publish_soon("early", topic)
+while "slow_client" not in sys.modules:
+    pass
+assert joined(child(lambda: face.publish("from the child", topic, timeout=5))) == [0]
+assert early.result().topic == topic
+face.close()
+""",
+        "memory://",
+        "t",
+    )
+
+
+def test_a_loop_that_never_stands_still_holds_a_fork_up_for_a_while_only() -> None:
+    run(
+        HEAD
+        + """
+import time
+from headwater.sync.thread import SHARED
+
+face = SyncBroker("memory://")
+face.publish(1, topic)
+free = threading.Event()
+SHARED.mailbox.post(lambda: free.wait(20))
+begin = time.monotonic()
+assert joined(child(lambda: face.publish(1, topic, timeout=5))) == [0]
+assert time.monotonic() - begin < 5
+free.set()
+face.publish(2, topic)
+face.close()
+""",
+        "memory://",
+        "t",
+    )
+
+
 def test_many_forks_while_many_threads_publish(tmp_path: Path, topic: str, read: Read) -> None:
     url = f"local://{tmp_path}/data?durability=process"
     lines = run(

@@ -7,10 +7,12 @@ import asyncio
 import atexit
 import contextvars
 import functools
+import os
 import queue
 import selectors
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +25,7 @@ from ..errors import ConfigurationError
 P = ParamSpec("P")
 T = TypeVar("T")
 
+STAND: Final = 2.0  # seconds that a fork waits for the loop thread to stand still
 THREADS: Final = 8  # that do for the loop what blocks: names of servers, files
 
 
@@ -98,13 +101,35 @@ class LoopThread:
 
     def __init__(self) -> None:
         self.loop = _new_loop()
-        self.loop.set_default_executor(_Pool())
+        self._pool = _Pool()
+        self.loop.set_default_executor(self._pool)
         self.mailbox = Mailbox(self.loop)
         _thread.start_new_thread(self._run, ())
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
+
+    def hold_still(self) -> Callable[[], None]:
+        """Have it stand where it holds no lock, until what this gives is called.
+
+        A forked child inherits locks as they are, but not the threads that would release them. The worst are those of
+        imports: a client library is imported while connecting, just when a server forks its first workers.
+        """
+        if _greenlets_run() or asyncio._get_running_loop() is self.loop:
+            return lambda: None
+        stands, over = threading.Event(), threading.Event()
+
+        def stand() -> None:
+            stands.set()
+            over.wait(STAND)
+
+        deadline = time.monotonic() + STAND
+        self.mailbox.post(stand)
+        stands.wait(STAND)
+        while self._pool.busy and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return over.set
 
 
 class _Pool(ThreadPoolExecutor):
@@ -118,10 +143,19 @@ class _Pool(ThreadPoolExecutor):
         super().__init__(1)  # a thread it never starts: `submit` is ours
         self._work: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._started = 1
+        self._taken = self._done = 0
+        self._counting = threading.Lock()
         _thread.start_new_thread(self._serve, ())
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has work."""
+        return self._done < self._taken
 
     def submit(self, call: Callable[P, T], /, *arguments: P.args, **keywords: P.kwargs) -> Future[T]:
         future: Future[T] = Future()
+        self._taken += 1  # in the loop, which alone has work
+        future.add_done_callback(self._count)
         self._work.put(functools.partial(_run_for, future, call, *arguments, **keywords))
         if self._started < THREADS:
             try:
@@ -130,6 +164,10 @@ class _Pool(ThreadPoolExecutor):
             except RuntimeError:
                 pass  # Python is ending: those there are do it
         return future
+
+    def _count(self, _: Future[Any]) -> None:
+        with self._counting:
+            self._done += 1
 
     def _serve(self) -> None:
         while True:
@@ -156,10 +194,9 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     A thread of the operating system would share locks and sockets with greenlets that belong to another one.
     """
     _refuse_eventlet()
-    gevent = sys.modules.get("gevent.monkey")
-    if gevent is None or not gevent.is_module_patched("threading"):
+    if not _greenlets_run():
         return asyncio.new_event_loop()
-    if not gevent.is_module_patched("select"):
+    if not sys.modules["gevent.monkey"].is_module_patched("select"):
         raise ConfigurationError("gevent has replaced threads but not select, where a loop waits: use patch_all()")
     selector = selectors.DefaultSelector()  # gevent's own: while it waits, other greenlets run
     wait = selector.select
@@ -177,6 +214,12 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     selector.select = select  # type: ignore[method-assign]  # its class is gevent's, and made when it patches
     loop = asyncio.SelectorEventLoop(selector)
     return loop
+
+
+def _greenlets_run() -> bool:
+    """Whether gevent has put them in the place of threads."""
+    gevent = sys.modules.get("gevent.monkey")
+    return gevent is not None and bool(gevent.is_module_patched("threading"))
 
 
 def _refuse_eventlet() -> None:
@@ -207,7 +250,9 @@ class Shared:
         self._starting = threading.Lock()
         self.leaving: WeakSet[Leaving] = WeakSet()
         """Who is to finish when the process ends, while the loop thread still runs."""
+        self._forking = threading.local()  # by thread
         forks.watch(self)
+        os.register_at_fork(before=self._hold_still, after_in_parent=self._go_on)
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -242,6 +287,13 @@ class Shared:
     def _leave(self) -> None:
         for one in list(self.leaving):
             one.finish()
+
+    def _hold_still(self) -> None:
+        self._forking.go_on = None if self._thread is None else self._thread.hold_still()
+
+    def _go_on(self) -> None:
+        if self._forking.go_on is not None:
+            self._forking.go_on()
 
     def start_afresh(self) -> None:
         if self._thread is not None:
