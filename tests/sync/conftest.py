@@ -37,8 +37,8 @@ def _open_things() -> Counter[str]:
 @pytest.fixture(autouse=True)
 def nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves a thread or a file open, besides the one loop thread that a process keeps."""
-    if "url" in request.fixturenames:
-        request.getfixturevalue("url")  # the server, if it is the first to need it
+    for name in {"url", "nats_server", "redis_server"} & set(request.fixturenames):
+        request.getfixturevalue(name)  # a server that is first started by this test stays
     SHARED.mailbox.submit(_nothing).result(5)
     before = _open_things()
     yield

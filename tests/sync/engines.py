@@ -67,6 +67,30 @@ class Late(MemoryEngine):
         return super().send(messages)
 
 
+class Server(MemoryEngine):
+    """There or not, as it is told; while it is not, a send waits as it does on a real one."""
+
+    def __init__(self, *, there: bool = True) -> None:
+        super().__init__()
+        self.there = there
+
+    @property
+    def available(self) -> bool:  # type: ignore[override]  # it changes
+        return self.there
+
+    async def connect(self) -> None:
+        if not self.there:
+            raise ConnectError("odd://server", "connection refused")
+
+    def send(self, messages: Sequence[Outgoing]) -> Any:
+        return super().send(messages) if self.there else self._send_once_there(messages)
+
+    async def _send_once_there(self, messages: Sequence[Outgoing]) -> Sequence[Receipt]:
+        while not self.there:
+            await asyncio.sleep(0.001)
+        return super().send(messages)
+
+
 def kept(engine: MemoryEngine) -> list[bytes]:
     """The bodies of all messages, in the order they came."""
     records = [record for topic in engine.store.topics.values() for partition in topic for record in partition.records]

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import functools
 import logging
+import os
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
@@ -20,6 +21,8 @@ from ..errors import (
     ConfigurationError,
     ConnectError,
     DeliveryUnknownError,
+    HeadwaterError,
+    NotSupportedError,
     PublishError,
     RequestTimeoutError,
     SyncInAsyncError,
@@ -66,6 +69,10 @@ class SyncBroker:
         allow_in_loop: True lets it block a thread that runs an event loop, as notebooks do.
         call_timeout: seconds for what has no timeout of its own, such as administration.
         exit_timeout: seconds to deliver what is under way when the process ends.
+        spill: a directory: while the engine is away messages are kept there, in an embedded log, and their publish
+            returns; they are passed on in order when it is back, if need be by the next process that uses the
+            directory. A URL gives the log options, `local://./spill?durability=process`. The `options` of a publish
+            cannot be kept, and are refused.
         options: as for Broker, when a URL is given.
     """
 
@@ -78,6 +85,7 @@ class SyncBroker:
         allow_in_loop: bool = False,
         call_timeout: float = 30.0,
         exit_timeout: float = 5.0,
+        spill: str | os.PathLike[str] | None = None,
         **options: Unpack[BrokerOptions],
     ) -> None:
         if options and not isinstance(broker, str):
@@ -86,7 +94,7 @@ class SyncBroker:
         self.call_timeout = call_timeout
         self._allow_in_loop = allow_in_loop
         self._deliveries = Deliveries(max_in_flight, when_full)
-        self._courier = Courier(self.broker, self._deliveries, exit_timeout)
+        self._courier = Courier(self.broker, self._deliveries, exit_timeout, spill)
         forks.watch(self)
 
     def start_afresh(self) -> None:
@@ -144,6 +152,8 @@ class SyncBroker:
         return self._submit(outgoing, timeout)
 
     def _submit(self, outgoing: Outgoing, timeout: float) -> DeliveryFuture:
+        if outgoing.options and self._courier.spill is not None:
+            raise NotSupportedError("a spill", "options= of a publish", "they cannot be kept: give them to a topic")
         delivery = DeliveryFuture(outgoing, timeout, self._deliveries, self._courier)
         if self.broker.has_middleware:
             delivery.context = contextvars.copy_context()
@@ -165,6 +175,8 @@ class SyncBroker:
         count, delivered = len(messages), 0
         if not count:
             return []
+        if self._courier.spill is not None:
+            return self._publish_each(messages, timeout)
         if not self._deliveries.enter(messages[0].topic, timeout, count):
             raise TooManyInFlightError(messages[0].topic, self._deliveries.most)
         try:
@@ -181,6 +193,27 @@ class SyncBroker:
             self._deliveries.leave(delivered=delivered, failed=count - delivered, at_once=True)
         return receipts
 
+    def _publish_each(self, messages: Sequence[Outgoing], timeout: float) -> Sequence[Receipt]:
+        errors = list[BaseException | None]()
+        receipts = list[Receipt | None]()
+        for delivery in [self._submitted(outgoing, timeout) for outgoing in messages]:
+            error = delivery if isinstance(delivery, HeadwaterError) else None
+            try:
+                receipts.append(None if isinstance(delivery, HeadwaterError) else delivery.result())
+            except HeadwaterError as refused:
+                receipts.append(None)
+                error = refused
+            errors.append(error)
+        if any(errors):
+            raise PublishError(receipts, errors)
+        return [receipt for receipt in receipts if receipt is not None]
+
+    def _submitted(self, outgoing: Outgoing, timeout: float) -> DeliveryFuture | HeadwaterError:
+        try:
+            return self._submit(outgoing, timeout)
+        except HeadwaterError as error:
+            return error
+
     def flush(self, timeout: float = 10.0) -> bool:
         """Wait until all that was published is settled; False if `timeout` seconds were not enough."""
         self._check_caller("flush")
@@ -191,7 +224,7 @@ class SyncBroker:
         """Counts since the process began to use this face."""
         counts, queued = self._deliveries, self._courier.queued
         in_flight = max(0, counts.under_way - queued)
-        return Stats(queued, in_flight, counts.delivered, counts.failed, counts.lost)
+        return Stats(queued, in_flight, counts.delivered, counts.failed, counts.lost, counts.spilled)
 
     # --- everything else ------------------------------------------------------------------------------
 
@@ -272,9 +305,15 @@ class SyncBroker:
     # --- coming and going -----------------------------------------------------------------------------
 
     def connect(self) -> None:
-        """Reach the server now, instead of with the first use. Raises ConnectError after `connect_timeout` seconds."""
+        """Reach the server now, instead of with the first use. Raises ConnectError after `connect_timeout` seconds.
+
+        With a spill it may be away; what is left there from before is passed on from now on.
+        """
         self._check_caller("connect")
-        self._courier.call(_nothing, self.broker.connect_timeout, self._courier.unsent)
+        if self._courier.spill is not None:
+            self._courier.mailbox.submit(self._courier.spill.open).result(self.call_timeout)
+        else:
+            self._courier.call(_nothing, self.broker.connect_timeout, self._courier.unsent)
 
     def close(self) -> None:
         """Deliver what is under way, within `exit_timeout` seconds, and leave the server, unless an app uses it.
@@ -283,6 +322,8 @@ class SyncBroker:
         """
         self._check_caller("close")
         self._courier.finish()
+        if self._courier.spill is not None:
+            self._courier.mailbox.submit(self._courier.spill.close).result(self.call_timeout)
         if self.broker.loop is not None and self.broker.loop is SHARED.loop:
             SHARED.mailbox.submit(self.broker.close).result(self.call_timeout)
 

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import math
+import os
 import threading
 import time
 from collections import deque
@@ -13,12 +14,14 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final, TypeVar
 
+from .. import forks
 from ..broker import Broker
 from ..errors import AuthenticationError, ConnectError, DeliveryUnknownError, HeadwaterError, NotConnectedError
 from ..message import Receipt
 from ..publisher import Outbox
 from ..retry import Retry
 from .delivery import Deliveries, DeliveryFuture
+from .spill import Spill
 from .thread import SHARED, LoopGone, Mailbox
 
 T = TypeVar("T")
@@ -38,17 +41,29 @@ class Courier:
     there. While it holds something back (for a connection, for room, after a refusal), all that came later waits too.
     """
 
-    def __init__(self, broker: Broker, deliveries: Deliveries, exit_timeout: float) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        deliveries: Deliveries,
+        exit_timeout: float,
+        spill: str | os.PathLike[str] | None = None,
+    ) -> None:
         self.broker = broker
+        self.spill = None if spill is None else Spill(spill, self)
         self._deliveries = deliveries
         self._exit_timeout = exit_timeout
+        self._holding: asyncio.Task[None] | None = None
         self.start_afresh()
 
     def start_afresh(self) -> None:
         """Begin with nothing."""
+        if self._holding is not None:
+            forks.leave_alone(self._holding)
+        if self.spill is not None:
+            self.spill.start_afresh()
         self._queue: deque[DeliveryFuture] = deque()
         self._returned: list[DeliveryFuture] = []  # they come before the queue
-        self._holding: asyncio.Task[None] | None = None
+        self._holding = None
         self._mailbox: Mailbox | None = None
         self._reason = NO_REASON
         self._failures = 0  # in a row
@@ -171,6 +186,8 @@ class Courier:
             return
         if not self._is_here():
             self._post(self.hand_over)  # it has moved meanwhile
+        elif self.spill is not None and not self.spill.idle:
+            self._hold(self._take_to(self.spill))
         elif (outbox := self.broker.outbox) is None:
             self._hold(self._connect())
         else:
@@ -292,8 +309,17 @@ class Courier:
         try:
             await self.join(lambda: bool(self._queue))
         except Exception as error:
-            for delivery in list(self._queue):
-                self._drop(delivery, error)
+            self._drop_all(error)
+
+    async def _take_to(self, spill: Spill) -> None:
+        try:
+            await spill.take(self._queue)
+        except Exception as error:
+            self._drop_all(error)
+
+    def _drop_all(self, error: Exception) -> None:
+        for delivery in list(self._queue):
+            self._drop(delivery, error)
 
     async def join(self, go_on: Callable[[], bool]) -> bool:
         """Have the broker connected in this loop; False if it is in another one.

@@ -23,7 +23,8 @@ class Stats:
     """What became of the messages published through one blocking face, in this process.
 
     `queued` wait for the connection, `in_flight` for their confirmation. `delivered` were confirmed, `failed` were
-    refused, cancelled or not confirmed in time, `lost` were dropped for want of room or left behind at exit.
+    refused, cancelled or not confirmed in time, `lost` were dropped for want of room or left behind at exit, `spilled`
+    were kept in the spill while the engine was away.
     """
 
     queued: int = 0
@@ -31,6 +32,7 @@ class Stats:
     delivered: int = 0
     failed: int = 0
     lost: int = 0
+    spilled: int = 0
 
 
 class Carrier(Protocol):
@@ -96,6 +98,14 @@ class DeliveryFuture(Future[Receipt]):
             return
         self._deliveries.leave(delivered=1)
 
+    def kept(self, receipt: Receipt) -> None:
+        """It will be delivered once the engine is back."""
+        try:
+            self.set_result(receipt)
+        except InvalidStateError:
+            return
+        self._deliveries.leave(spilled=1)
+
     def fail(self, error: BaseException) -> None:
         """It was not, or nobody knows."""
         try:
@@ -138,7 +148,7 @@ class Deliveries:
 
     def start_afresh(self) -> None:
         """Count from zero."""
-        self.under_way = self.delivered = self.failed = self.lost = 0
+        self.under_way = self.delivered = self.failed = self.lost = self.spilled = 0
         self._changed = threading.Condition()
         self._waiting = 0
         self._waking: asyncio.AbstractEventLoop | None = None
@@ -169,16 +179,19 @@ class Deliveries:
         finally:
             self._waiting -= 1
 
-    def leave(self, *, delivered: int = 0, failed: int = 0, lost: int = 0, at_once: bool = False) -> None:
+    def leave(
+        self, *, delivered: int = 0, failed: int = 0, lost: int = 0, spilled: int = 0, at_once: bool = False
+    ) -> None:
         """Count some out. In a loop, who waits is woken once in its turn unless it is to be `at_once`.
 
         Many are confirmed in one turn, and each wake-up costs more than a message.
         """
         with self._changed:
-            self.under_way -= delivered + failed + lost
+            self.under_way -= delivered + failed + lost + spilled
             self.delivered += delivered
             self.failed += failed
             self.lost += lost
+            self.spilled += spilled
             if not self._waiting:
                 return
             if at_once:
