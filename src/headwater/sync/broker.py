@@ -160,7 +160,7 @@ class SyncBroker:
         else:
             encode(outgoing, self.broker.codec)
         if not self._deliveries.enter(outgoing.topic, timeout):
-            delivery.set_exception(TooManyInFlightError(outgoing.topic, self._deliveries.most))
+            delivery.drop()
             return delivery
         try:
             self._courier.take(delivery)
@@ -190,7 +190,7 @@ class SyncBroker:
             delivered = sum(receipt is not None for receipt in error.receipts)
             raise
         finally:
-            self._deliveries.leave(delivered=delivered, failed=count - delivered, at_once=True)
+            self._deliveries.decide_several(delivered=delivered, failed=count - delivered)
         return receipts
 
     def _publish_each(self, messages: Sequence[Outgoing], timeout: float) -> Sequence[Receipt]:
@@ -223,7 +223,7 @@ class SyncBroker:
     def stats(self) -> Stats:
         """Counts since the process began to use this face."""
         counts, queued = self._deliveries, self._courier.queued
-        in_flight = max(0, counts.under_way - queued)
+        in_flight = max(0, counts.undecided - queued)
         return Stats(queued, in_flight, counts.delivered, counts.failed, counts.lost, counts.spilled)
 
     # --- everything else ------------------------------------------------------------------------------

@@ -65,6 +65,7 @@ class Courier:
         self._returned: list[DeliveryFuture] = []  # they come before the queue
         self._holding = None
         self._mailbox: Mailbox | None = None
+        self._posted_to: Mailbox | None = None
         self._reason = NO_REASON
         self._failures = 0  # in a row
         self._leaves = False  # whether it is told of the end of the process
@@ -97,7 +98,10 @@ class Courier:
     def take(self, delivery: DeliveryFuture) -> None:
         """Deliver this, after all that was taken before."""
         self._queue.append(delivery)
-        self._post(self.hand_over)
+        mailbox = self.mailbox
+        if self._posted_to is not mailbox:  # once for all that comes before it hands over
+            self._posted_to = mailbox
+            self._post(self.hand_over)
         if not self._leaves:
             self._leaves = True
             SHARED.leaving.add(self)
@@ -182,6 +186,7 @@ class Courier:
 
     def hand_over(self) -> None:
         """What is queued goes to the broker."""
+        self._posted_to = None  # first: what is queued from now on may be missed below
         if self._is_holding() or not self._queue:
             return
         if not self._is_here():
@@ -205,7 +210,7 @@ class Courier:
                 self._hold(outbox.some_confirmed())
                 return
             delivery = queue.popleft()
-            if not delivery.done():
+            if not delivery.over:
                 delivery.sent = True
                 rest = max(0.001, delivery.deadline - now)
                 if delivery.context is None:
@@ -368,7 +373,7 @@ class _Confirmation:
         self._delivery = delivery
 
     def done(self) -> bool:
-        return self._delivery.done()
+        return self._delivery.over
 
     def set_result(self, receipt: Receipt) -> None:
         self._courier.accepted()

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -56,6 +56,7 @@ class DeliveryFuture(Future[Receipt]):
 
     context: Context | None = None  # to publish it in; None where nothing would notice
     sent = False
+    over = False  # whether its outcome is decided; who waits for it is told at that moment, or just after
     sending: asyncio.Task[Receipt] | None = None
 
     def __init__(self, outgoing: Outgoing, timeout: float, deliveries: Deliveries, carrier: Carrier) -> None:
@@ -92,43 +93,40 @@ class DeliveryFuture(Future[Receipt]):
 
     def settle(self, receipt: Receipt) -> None:
         """It was accepted, unless its publisher gave it up before."""
-        try:
+        if self._deliveries.decide(self, delivered=1):
             self.set_result(receipt)
-        except InvalidStateError:
-            return
-        self._deliveries.leave(delivered=1)
+            self._deliveries.leave()
 
-    def kept(self, receipt: Receipt) -> None:
+    def keep(self, receipt: Receipt) -> None:
         """It will be delivered once the engine is back."""
-        try:
+        if self._deliveries.decide(self, spilled=1):
             self.set_result(receipt)
-        except InvalidStateError:
-            return
-        self._deliveries.leave(spilled=1)
+            self._deliveries.leave()
 
     def fail(self, error: BaseException) -> None:
-        """It was not, or nobody knows."""
-        try:
+        """It was not accepted, or nobody knows."""
+        if self._deliveries.decide(self, failed=1):
             self.set_exception(error)
-        except InvalidStateError:
-            return
-        self._deliveries.leave(failed=1)
+            self._deliveries.leave()
+
+    def drop(self) -> None:
+        """There was no room for it: it was never under way."""
+        self.over = True
+        self.set_exception(TooManyInFlightError(self.outgoing.topic, self._deliveries.most))
 
     def leave_behind(self, error: BaseException) -> None:
         """It is given up, as its process ends."""
-        try:
+        if self._deliveries.decide(self, lost=1):
             self.set_exception(error)
-        except InvalidStateError:
-            return
-        self._deliveries.leave(lost=1, at_once=True)
+            self._deliveries.leave()
 
     def cancel(self) -> bool:
         """Give it up; False if it was settled before. What was not sent yet is not sent then."""
-        canceller = object()
-        if self.__dict__.setdefault("_canceller", canceller) is not canceller or not super().cancel():
+        if not self._deliveries.decide(self, failed=1):
             return self.cancelled()
+        super().cancel()
         self.set_running_or_notify_cancel()  # tells who waits for several futures
-        self._deliveries.leave(failed=1, at_once=True)
+        self._deliveries.leave()
         self._carrier.withdraw(self)
         return True
 
@@ -148,8 +146,10 @@ class Deliveries:
 
     def start_afresh(self) -> None:
         """Count from zero."""
-        self.under_way = self.delivered = self.failed = self.lost = self.spilled = 0
-        self._changed = threading.Condition()
+        self.under_way = self.undecided = 0
+        self.delivered = self.failed = self.lost = self.spilled = 0
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._waiting = 0
         self._waking: asyncio.AbstractEventLoop | None = None
 
@@ -158,11 +158,12 @@ class Deliveries:
 
         Raises TooManyInFlightError, where that is wanted, or after `timeout` seconds.
         """
-        with self._changed:
+        with self._lock:
             if self.under_way >= self.most and not self._wait_for_room(topic, timeout):
                 self.lost += count
                 return False
             self.under_way += count
+            self.undecided += count
         return True
 
     def _wait_for_room(self, topic: str, timeout: float) -> bool:
@@ -179,33 +180,51 @@ class Deliveries:
         finally:
             self._waiting -= 1
 
-    def leave(
-        self, *, delivered: int = 0, failed: int = 0, lost: int = 0, spilled: int = 0, at_once: bool = False
-    ) -> None:
-        """Count some out. In a loop, who waits is woken once in its turn unless it is to be `at_once`.
-
-        Many are confirmed in one turn, and each wake-up costs more than a message.
-        """
-        with self._changed:
-            self.under_way -= delivered + failed + lost + spilled
+    def decide(
+        self, delivery: DeliveryFuture, *, delivered: int = 0, failed: int = 0, lost: int = 0, spilled: int = 0
+    ) -> bool:
+        """Count this outcome; False if it has one: of a confirmation and a cancellation the first decides."""
+        with self._lock:
+            if delivery.over:
+                return False
+            delivery.over = True
+            self.undecided -= 1
             self.delivered += delivered
             self.failed += failed
             self.lost += lost
             self.spilled += spilled
-            if not self._waiting:
-                return
-            if at_once:
-                self._changed.notify_all()
-            elif (loop := asyncio.get_running_loop()) is not self._waking:
-                self._waking = loop
-                loop.call_soon(self._wake)
+        return True
+
+    def decide_several(self, *, delivered: int, failed: int) -> None:
+        """Count these outcomes, and all out."""
+        with self._lock:
+            self.undecided -= delivered + failed
+            self.delivered += delivered
+            self.failed += failed
+        self.leave(delivered + failed)
+
+    def leave(self, count: int = 1) -> None:
+        """Count some out, once those who wait for them are told."""
+        with self._lock:
+            self.under_way -= count
+            if self._waiting:
+                self._wake_soon()
+
+    def _wake_soon(self) -> None:
+        """Wake who waits; in a loop once in its turn: many are confirmed in one, and a wake-up costs more than all."""
+        loop = asyncio._get_running_loop()
+        if loop is None:
+            self._changed.notify_all()
+        elif loop is not self._waking:
+            self._waking = loop
+            loop.call_soon(self._wake)
 
     def _wake(self) -> None:
-        with self._changed:
+        with self._lock:
             self._waking = None
             self._changed.notify_all()
 
     def wait_for_all(self, timeout: float, *, besides: int = 0) -> bool:
         """Whether no more than these were under way any more within `timeout` seconds."""
-        with self._changed:
+        with self._lock:
             return self._wait(lambda: self.under_way <= besides, timeout)

@@ -167,11 +167,11 @@ class Spill:
                     delivery.fail(error)
             else:
                 for delivery in deliveries:
-                    delivery.kept(Receipt(delivery.outgoing.topic, time=time.time()))
+                    delivery.keep(Receipt(delivery.outgoing.topic, time=time.time()))
 
     async def _prepared(self, delivery: DeliveryFuture) -> Sequence[Outgoing]:
         """What is to be kept: the message, once the publish middleware has seen it."""
-        if delivery.done():
+        if delivery.over:
             return ()
         delivery.sent = True
         if delivery.context is None:
