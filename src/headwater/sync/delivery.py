@@ -151,7 +151,7 @@ class Deliveries:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._waiting = 0
-        self._waking: asyncio.AbstractEventLoop | None = None
+        self._waking = False
 
     def enter(self, topic: str, timeout: float, count: int = 1) -> bool:
         """Count some in, once there is room for one; False if they were dropped as there is none.
@@ -175,6 +175,7 @@ class Deliveries:
 
     def _wait(self, condition: Callable[[], bool], timeout: float) -> bool:
         self._waiting += 1
+        self._waking = False  # a loop that was about to may be gone
         try:
             return self._changed.wait_for(condition, timeout)
         finally:
@@ -207,7 +208,7 @@ class Deliveries:
         """Count some out, once those who wait for them are told."""
         with self._lock:
             self.under_way -= count
-            if self._waiting:
+            if self._waiting and not self._waking:
                 self._wake_soon()
 
     def _wake_soon(self) -> None:
@@ -215,13 +216,13 @@ class Deliveries:
         loop = asyncio._get_running_loop()
         if loop is None:
             self._changed.notify_all()
-        elif loop is not self._waking:
-            self._waking = loop
+        else:
+            self._waking = True
             loop.call_soon(self._wake)
 
     def _wake(self) -> None:
         with self._lock:
-            self._waking = None
+            self._waking = False
             self._changed.notify_all()
 
     def wait_for_all(self, timeout: float, *, besides: int = 0) -> bool:
