@@ -28,6 +28,7 @@ ABOUT = {
     "partitions": "topics have partitions",
     "patterns": "topics with fields, `orders.{region}`",
     "groups": "consumer groups whose position is kept",
+    "redistributes": "what a member of a group leaves unsettled goes to the others",
     "exclusive": "`exclusive=True`: one active process in a group",
     "replay": "reading can begin anywhere: `start=`, `stream`, replay of dead letters",
     "durable": "accepted messages survive the death of the process",

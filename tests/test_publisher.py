@@ -53,6 +53,16 @@ class Slow(MemoryEngine):
         return MemoryEngine.send(self, messages)
 
 
+class Promising(Slow):
+    """The same, and what it answers with is a future already."""
+
+    def send(self, messages: Sequence[Outgoing]) -> Awaitable[Sequence[Receipt]]:  # type: ignore[override]
+        return asyncio.ensure_future(super().send(messages))
+
+
+either_slow = pytest.mark.parametrize("slow", [Slow, Promising])
+
+
 class Picky(MemoryEngine):
     """Accepts each message by itself, and no odd numbers."""
 
@@ -103,8 +113,9 @@ async def test_what_is_published_together_goes_to_the_engine_together() -> None:
     assert len(engine.sends) < 10
 
 
-async def test_no_confirmation_in_time_is_an_unknown_delivery_and_the_send_is_given_up() -> None:
-    engine = Slow()
+@either_slow
+async def test_no_confirmation_in_time_is_an_unknown_delivery_and_the_send_is_given_up(slow: type[Slow]) -> None:
+    engine = slow()
     async with on(engine) as broker:
         with pytest.raises(DeliveryUnknownError, match="'orders'") as caught:
             await broker.publish(1, "orders", timeout=0.01)
@@ -121,8 +132,9 @@ async def test_no_confirmation_in_time_is_an_unknown_delivery_and_the_send_is_gi
         assert await broker.flush(0)
 
 
-async def test_each_publisher_waits_for_its_own_timeout() -> None:
-    engine = Slow()
+@either_slow
+async def test_each_publisher_waits_for_its_own_timeout(slow: type[Slow]) -> None:
+    engine = slow()
     async with on(engine) as broker:
         short = asyncio.create_task(broker.publish(1, "orders", timeout=0.01))
         long = asyncio.create_task(broker.publish(2, "orders", timeout=10))
@@ -132,8 +144,9 @@ async def test_each_publisher_waits_for_its_own_timeout() -> None:
         assert (await long).topic == "orders"
 
 
-async def test_closing_tells_who_still_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    broker = on(Slow())
+@either_slow
+async def test_closing_tells_who_still_waits(monkeypatch: pytest.MonkeyPatch, slow: type[Slow]) -> None:
+    broker = on(slow())
     await broker.connect()
     waiting = asyncio.create_task(broker.publish(1, "orders", timeout=60))
     await asyncio.sleep(0)
@@ -147,8 +160,9 @@ async def test_closing_tells_who_still_waits(monkeypatch: pytest.MonkeyPatch) ->
         await waiting
 
 
-async def test_a_cancelled_publisher_leaves_the_others_alone() -> None:
-    engine = Slow()
+@either_slow
+async def test_a_cancelled_publisher_leaves_the_others_alone(slow: type[Slow]) -> None:
+    engine = slow()
     async with on(engine) as broker:
         tasks = [asyncio.create_task(broker.publish(n, "orders")) for n in range(3)]
         await asyncio.sleep(0)

@@ -23,7 +23,7 @@ PARTITIONS = 4
 
 class Kafka:
     name = "Kafka"
-    messages = 50_000
+    messages = 100_000
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -44,10 +44,7 @@ class Kafka:
         await asyncio.to_thread(producer.flush)
 
     async def consume(self, topic: str, handle: Counter) -> None:
-        await asyncio.to_thread(self._consume, topic, handle)
-
-    def _consume(self, topic: str, handle: Counter) -> None:
-        consumer = Consumer(
+        consumer: Any = Consumer(
             {
                 "bootstrap.servers": self.address,
                 "group.id": f"bare-{topic}",
@@ -57,10 +54,10 @@ class Kafka:
         )
         consumer.subscribe([topic])
         while handle.left:
-            for message in consumer.consume(COUNT, 1.0):
-                handle(decode(message.value()))
+            for message in await asyncio.to_thread(consumer.consume, COUNT, 1.0):
+                await handle(decode(message.value()))
             consumer.commit(asynchronous=True)
-        consumer.close()
+        await asyncio.to_thread(consumer.close)
 
     @asynccontextmanager
     async def faststream(self, topic: str, handle: Counter) -> AsyncIterator[None]:
@@ -68,7 +65,7 @@ class Kafka:
 
         @broker.subscriber(topic, group_id=f"fast-{topic}", auto_offset_reset="earliest")
         async def take(reading: Reading) -> None:
-            handle(reading)
+            await handle(reading)
 
         async with broker:
             await broker.start()

@@ -43,7 +43,7 @@ class Counter:
         self.done = asyncio.Event()
         self._first = self._last = 0.0
 
-    def __call__(self, _reading: Reading) -> None:
+    async def __call__(self, _reading: Reading) -> None:
         if self.left == self.count:
             self._first = time.perf_counter()
         self.left -= 1
@@ -60,7 +60,8 @@ class Peer(Protocol):
     """One engine's bare client and FastStream on it, each the way its users write it.
 
     A topic is new for each round. `prepare` makes what has to be there before the first message, `fill` writes a
-    backlog, and then `consume` or `faststream` handles all of it with acknowledgements.
+    backlog, and then `consume` or `faststream` handles all of it with acknowledgements: an async function is called
+    with each decoded message.
     """
 
     name: str
@@ -102,7 +103,7 @@ def our_app(peer: Peer, topic: str, handle: Counter) -> App:
 
     @app.subscriber(topic, dead_letter=False)
     async def take(reading: Reading) -> None:
-        handle(reading)
+        await handle(reading)
 
     return app
 

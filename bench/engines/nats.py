@@ -47,7 +47,7 @@ class Nats:
         place = await client.jetstream().pull_subscribe(topic, durable=f"bare-{topic}", config=config)
         while handle.left:
             for message in await place.fetch(min(FETCH, handle.left), timeout=5):
-                handle(decode(message.data))
+                await handle(decode(message.data))
                 await message.ack()
         with contextlib.suppress(Exception):
             await place.unsubscribe()
@@ -61,7 +61,7 @@ class Nats:
             topic, stream=JStream(topic, declare=False), durable=f"fast-{topic}", pull_sub=PullSub(batch_size=FETCH)
         )
         async def take(reading: Reading) -> None:
-            handle(reading)
+            await handle(reading)
 
         async with broker:
             await broker.start()

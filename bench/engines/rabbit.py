@@ -45,7 +45,7 @@ class Rabbit:
             queue = await channel.declare_queue(topic, durable=True, arguments=QUORUM)
 
             async def take(message: AbstractIncomingMessage) -> None:
-                handle(decode(message.body))
+                await handle(decode(message.body))
                 await message.ack()
 
             await queue.consume(take)
@@ -62,7 +62,7 @@ class Rabbit:
 
         @broker.subscriber(RabbitQueue(topic, queue_type=QueueType.QUORUM, durable=True))
         async def take(reading: Reading) -> None:
-            handle(reading)
+            await handle(reading)
 
         async with broker:
             await broker.start()

@@ -45,7 +45,7 @@ class Redis:
                 found: Any = await client.xreadgroup("bench", "one", {topic: ">"}, count=COUNT)
                 entries = found[topic.encode()][0] if isinstance(found, dict) else found[0][1]
                 for _, fields in entries:
-                    handle(decode(fields[b"data"]))
+                    await handle(decode(fields[b"data"]))
                 await client.xack(topic, "bench", *(identity for identity, _ in entries))
 
     @asynccontextmanager
@@ -54,7 +54,7 @@ class Redis:
 
         @broker.subscriber(stream=StreamSub(topic, group="bench", consumer="one", max_records=COUNT))
         async def take(reading: Reading) -> None:
-            handle(reading)
+            await handle(reading)
 
         async with broker:
             await broker.start()

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from .engines.kafka import KafkaBroker as KafkaBroker
     from .engines.local import LocalBroker as LocalBroker
     from .engines.memory import MemoryBroker as MemoryBroker
+    from .engines.mqtt import Mqtt as Mqtt
+    from .engines.mqtt import MqttBroker as MqttBroker
+    from .engines.mqtt import MqttWill as MqttWill
     from .engines.nats import Nats as Nats
     from .engines.nats import NatsBroker as NatsBroker
     from .engines.rabbit import Rabbit as Rabbit
@@ -120,6 +123,11 @@ _HOMES = {
     ),
     "engines.local": ("LocalBroker",),
     "engines.memory": ("MemoryBroker",),
+    "engines.mqtt": (
+        "Mqtt",
+        "MqttBroker",
+        "MqttWill",
+    ),
     "engines.nats": (
         "Nats",
         "NatsBroker",

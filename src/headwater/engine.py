@@ -54,6 +54,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     exclusive: bool = False  # a single active consumer per group
     replay: bool = False  # reading can start anywhere in what is kept
     durable: bool = False  # what was accepted survives the death of our process
+    redistributes: bool = True  # what a member of a group leaves unsettled goes to the others, at once or by lease
     atomic_batch: bool = False  # all of one send, or nothing
     atomic_commit: bool = False  # acknowledgements and sends in one transaction
 

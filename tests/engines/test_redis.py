@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,6 +24,7 @@ from headwater import (
     Headers,
     Message,
     MessageTooLargeError,
+    MissingExtraError,
     NotSupportedError,
     Outgoing,
     Position,
@@ -104,6 +108,17 @@ def test_arguments_win_over_the_url() -> None:
     engine: Any = RedisBroker("redis://h?lease=3&auto_create=false", lease=7).engine
     assert engine.capabilities(Source(topics=("orders",), group="shop")).lease == 7
     assert engine_for("redis+pubsub://h").streams is False  # type: ignore[attr-defined]  # our engine
+
+
+def test_making_a_broker_imports_no_client() -> None:
+    code = "import sys, headwater; headwater.RedisBroker('redis://h'); print({'redis', 'hiredis'} & {*sys.modules})"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "set()\n"
+
+
+async def test_a_missing_client_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "hiredis", None)
+    with pytest.raises(MissingExtraError, match=r"headwater\[redis\]"):
+        await RedisBroker("redis://h").connect()
 
 
 # --- beside other programs ----------------------------------------------------------------------------
@@ -285,6 +300,27 @@ async def test_entries_that_were_deleted_while_somebody_had_them_are_let_go(brok
         assert await nothing_more(place)
 
 
+async def test_under_load_members_that_are_killed_cost_no_message(server: RedisServer, broker: RedisBroker) -> None:
+    dice, count = random.Random(5), 3000
+    with ExitStack() as started:
+        peers = [started.enter_context(RedisPeer("consume", server.url, lease=1)) for _ in range(4)]
+        for peer in peers:
+            await peer.saying("ready")
+        for first in range(0, count, 300):
+            await broker.publish_many([Outgoing(str(n), "orders") for n in range(first, first + 300)])
+            if first and first % 900 == 0:
+                await asyncio.sleep(dice.uniform(0.0, 0.1))
+                peers[first // 900].kill()
+        await until(lambda: _all_done(broker), within=20)
+        peers[0].kill()
+        done = {line[1] for peer in peers for line in peer.rest() if line[0] == "done"}
+    assert done == {str(n) for n in range(count)}
+
+
+async def _all_done(broker: Broker) -> bool:
+    return (await broker.admin.groups.lag("shop", "orders")).total == 0
+
+
 # --- exclusive ----------------------------------------------------------------------------------------
 
 
@@ -309,13 +345,16 @@ async def test_the_next_member_takes_over_when_the_active_process_dies(
     assert taken_over[:-1] == sorted(taken_over[:-1])
 
 
-async def test_who_lost_the_lock_lets_go_of_what_it_did_not_begin(broker: RedisBroker, other: Any) -> None:
+async def test_who_lost_the_lock_lets_go_of_what_it_did_not_begin(server: RedisServer, other: Any) -> None:
     changes = list[Change]()
-    async with reading(broker, "orders", "shop", exclusive=True, changes=changes) as place:
+    async with (
+        RedisBroker(server.url) as broker,
+        reading(broker, "orders", "shop", exclusive=True, changes=changes) as place,
+    ):
         await broker.publish(1, "orders")
         await taken(place, 1)
         (key,) = await other.keys("hw:lock:*")
-        await other.set(key, "somebody else", px=3000)
+        await other.set(key, "somebody else", px=2500)
         await until(lambda: bool(changes), within=5)
         assert isinstance(changes[0], Lost)
         assert await nothing_more(place)

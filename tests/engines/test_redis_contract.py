@@ -20,6 +20,8 @@ class TestRedis(EngineContract):
 
 
 class TestRedisChannels(EngineContract):
+    column = "redis+pubsub"
+
     @pytest.fixture
     def make_broker(self, redis_server: RedisServer) -> MakeBroker:
         return lambda: RedisBroker(redis_server.url, streams=False)

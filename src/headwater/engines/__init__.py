@@ -20,6 +20,8 @@ FromUrl = Callable[[SplitResult, Mapping[str, str]], Engine]
 _OURS: Final = {
     "memory": "headwater.engines.memory:from_url",
     "local": "headwater.engines.local:from_url",
+    "mqtt": "headwater.engines.mqtt:from_url",
+    "mqtts": "headwater.engines.mqtt:from_url",
     "kafka": "headwater.engines.kafka:from_url",
     "kafka+ssl": "headwater.engines.kafka:from_url",
     "nats": "headwater.engines.nats:from_url",

@@ -24,7 +24,7 @@ class _Options(KafkaOptions, BrokerOptions, total=False):
 def from_url(parts: SplitResult, query: Mapping[str, str]) -> KafkaEngine:
     """The engine of `kafka://h1:9092,h2:9092?compression=zstd`. Raises ConfigurationError for an option it lacks."""
     options: KafkaOptions = read_options(KafkaOptions, query, parts.scheme)
-    return KafkaEngine(Settings(**servers_of(parts), **options))
+    return KafkaEngine(Settings(**{**servers_of(parts), **options}))
 
 
 class KafkaBroker(Broker):
@@ -39,4 +39,4 @@ class KafkaBroker(Broker):
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
         super().__init__(**others)
         asked: Any = {**read_options(KafkaOptions, query, parts.scheme), **own}
-        self.replace_engine(KafkaEngine(Settings(**servers_of(parts), **asked)), url)
+        self.replace_engine(KafkaEngine(Settings(**{**servers_of(parts), **asked})), url)

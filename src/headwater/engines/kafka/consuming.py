@@ -6,14 +6,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from confluent_kafka import Consumer, TopicPartition
 
 from ...engine import OnChange, Source
 from ...errors import ConfigurationError, NotSupportedError, TopicNotFoundError
 from ...message import Message, Outgoing, Position, Receipt
-from .cluster import Cluster
 from .committing import Committer
 from .fetching import Fetcher
 from .handover import Handover
@@ -21,13 +20,17 @@ from .membership import Membership
 from .positions import first_start, reader_start
 from .reading import Reader
 from .records import Claim, Place
-from .sending import Sender
-from .settings import Settings
 from .transacting import Transactions
+
+if TYPE_CHECKING:
+    from .engine import KafkaEngine
 
 T = TypeVar("T")
 
 JOIN_WAIT: Final = 30.0  # seconds until a member that decides where its group begins has been given something
+
+LEAVE_WITHIN: Final = 12.0  # seconds; the library gives a commit about ten ...
+LEAVE_WITHOUT_ANSWER: Final = 1.0  # ... and a server that is away will not answer in those
 
 _log = logging.getLogger("headwater.kafka")
 
@@ -35,17 +38,14 @@ _log = logging.getLogger("headwater.kafka")
 class KafkaSubscription:
     """A member of a group, or a reader without one. Made by `KafkaEngine.subscribe`."""
 
-    def __init__(
-        self, source: Source, settings: Settings, cluster: Cluster, sender: Sender, on_change: OnChange
-    ) -> None:
+    def __init__(self, source: Source, engine: KafkaEngine, on_change: OnChange) -> None:
         self.source = source
-        self._settings = settings
-        self._cluster = cluster
-        self._sender = sender
+        self._engine = engine
+        self._settings, self._cluster, self._sender = engine.settings, engine.cluster, engine.sender
         self._on_change = on_change
         self._claims: dict[Place, Claim] = {}
         self._handover = Handover(source.prefetch)
-        self._committer = Committer(self._claims, settings.commit_interval)
+        self._committer = Committer(self._claims, engine.settings.commit_interval)
         self._fetcher: Fetcher | None = None
         self._member: Membership
         self._transactions: Transactions | None = None
@@ -63,14 +63,7 @@ class KafkaSubscription:
     async def _read(self) -> None:
         starts = await reader_start(self._cluster, self.source)
         settings = self._settings
-        reader = Reader(
-            self.source,
-            self._handover,
-            self._claims,
-            starts,
-            discover=settings.discover,
-            address=settings.address,
-        )
+        reader = Reader(self.source, self._claims, starts, discover=settings.discover, address=settings.address)
         self._fetcher = Fetcher(settings.consumer(self.source), self._handover, reader)
         self._fetcher.start()
 
@@ -122,7 +115,9 @@ class KafkaSubscription:
             await transactions.close()
         fetcher, self._fetcher = self._fetcher, None
         if fetcher is not None:
-            await fetcher.stop()
+            within = LEAVE_WITHIN if self._engine.available else LEAVE_WITHOUT_ANSWER
+            if not await fetcher.stop(within):
+                _log.warning("a consumer of Kafka gets no answer to its farewell: it is left behind")
 
     # Receiving
 

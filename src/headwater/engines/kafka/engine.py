@@ -102,12 +102,10 @@ class KafkaEngine:
                 if (error.name or "").partition(".")[0] != "confluent_kafka":
                     raise
                 raise MissingExtraError("confluent-kafka", "kafka") from error
-            cluster = Cluster(self.settings)
-            sender = Sender(self.settings, cluster)
-            link = Link(self.settings.address, sender.greet)
-            sender.on_error = link.troubled
+            cluster, link = Cluster(self.settings), Link(self.settings.address)
+            sender = Sender(self.settings, cluster, link.troubled)
             try:
-                await link.reach()
+                await link.reach(sender.greet)
             except BaseException:
                 await sender.close()
                 raise
@@ -160,7 +158,7 @@ class KafkaEngine:
     async def _subscribe(self, source: Source, on_change: OnChange) -> AsyncIterator[Subscription]:
         from .consuming import KafkaSubscription
 
-        subscription = KafkaSubscription(source, self.settings, self.cluster, self.sender, on_change)
+        subscription = KafkaSubscription(source, self, on_change)
         self._subscriptions.add(subscription)
         try:
             await subscription.join()

@@ -22,7 +22,6 @@ T = TypeVar("T")
 BURST: Final = 500  # messages consumed and handed over at once
 POLL: Final = 0.05  # seconds that a quiet consumer, or a busy loop, is waited for before the thread looks around
 PATIENCE: Final = 20  # times that the thread waits for room before it holds the partitions back
-END_WAIT: Final = 12.0  # seconds to leave the group
 
 _log = logging.getLogger("headwater.kafka")
 
@@ -76,12 +75,11 @@ class Fetcher:
         self._handover.interrupt()
         return answer
 
-    async def stop(self) -> None:
-        """Leave, and wait until that is done."""
+    async def stop(self, within: float) -> bool:
+        """Leave; False if that was not done in so many seconds, it goes on by itself then."""
         self.stopping = True
         self._handover.interrupt()
-        if self._thread.ident is not None and not await asyncio.to_thread(self._ended.wait, END_WAIT):
-            _log.warning("a consumer of Kafka does not end: it is left behind")
+        return self._thread.ident is None or await asyncio.to_thread(self._ended.wait, within)
 
     # In the thread
 

@@ -26,9 +26,9 @@ _log = logging.getLogger("headwater.kafka")
 class Link:
     """Asks the cluster every second for a sign of life; the client library alone would not notice one that hangs."""
 
-    def __init__(self, address: str, greet: Callable[[str, float], None]) -> None:
+    def __init__(self, address: str) -> None:
         self.available = False
-        self._greet = greet
+        self._greet: Callable[[str, float], None]  # set by `reach`
         self._address = address
         self._reason = ""
         self._refused = ""  # the credentials were
@@ -50,8 +50,9 @@ class Link:
             if self.available:
                 self._ask_now.set()
 
-    async def reach(self) -> None:
-        """Return once the cluster answers. Raises ConnectError, AuthenticationError."""
+    async def reach(self, greet: Callable[[str, float], None]) -> None:
+        """Return once the cluster answers a greeting, which blocks. Raises ConnectError, AuthenticationError."""
+        self._greet = greet
         asking = asyncio.create_task(self._until_answered())
         failing = asyncio.create_task(self._failed.wait())
         try:

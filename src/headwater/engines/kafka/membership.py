@@ -15,7 +15,7 @@ from ...engine import Assigned, Change, Lost, OnChange, Revoked, Source
 from ...message import Message
 from ...topics import match
 from .committing import Committer
-from .records import Claim, Place, to_messages
+from .records import EARLIEST, Claim, Place, to_messages
 from .settings import expression
 from .troubles import Troubles
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 ANSWER_WITHIN: Final = 5.0  # seconds for a question in the middle of a rebalance; it is asked again
 HEARD_WITHIN: Final = 10.0  # seconds until the core has noted what was assigned or lost
 LOOK_AGAIN: Final = 0.02  # seconds until a thread that waits for the core looks whether it is needed itself
-_EARLIEST: Final = -2  # asked as a time, it is the first offset kept
 
 _log = logging.getLogger("headwater.kafka")
 
@@ -66,14 +65,13 @@ class Membership:
         self._drain_timeout = drain_timeout
         self._epoch = 0
         self._loop = asyncio.get_running_loop()
-        self._troubles = Troubles(self, handover, address)
+        self._troubles = Troubles(source.group, address)
 
     def begin(self, consumer: Consumer) -> None:
         topics = [expression(topic) for topic in self._source.topics]
         consumer.subscribe(topics, on_assign=self._assign, on_revoke=self._revoke, on_lost=self._lose)
 
     def between(self, consumer: Consumer) -> None:
-        self._troubles.settle(consumer)
         self._committer.store_some(consumer)
 
     def end(self, consumer: Consumer) -> None:
@@ -114,20 +112,27 @@ class Membership:
         while True:
             try:
                 known = consumer.committed(partitions, timeout=ANSWER_WITHIN)
-                new = [position for position in known if position.offset < 0]
-                if new:
-                    self._begin_on(consumer, new)
+                asked = [TopicPartition(p.topic, p.partition, EARLIEST) for p in known]
+                self._begin(consumer, known, consumer.offsets_for_times(asked, timeout=ANSWER_WITHIN))
                 return known
             except KafkaException as error:
                 if self.fetcher.stopping:
                     return partitions
                 _log.debug("the coordinator does not say where group %r is, asking again: %s", self.group, error)
 
-    def _begin_on(self, consumer: Consumer, new: list[TopicPartition]) -> None:
-        asked = [TopicPartition(p.topic, p.partition, _EARLIEST) for p in new]
-        for position, earliest in zip(new, consumer.offsets_for_times(asked, timeout=ANSWER_WITHIN), strict=True):
-            position.offset = self.starts.get((position.topic, position.partition), earliest.offset)
-        consumer.commit(offsets=new, asynchronous=False)
+    def _begin(self, consumer: Consumer, known: list[TopicPartition], kept: list[TopicPartition]) -> None:
+        new = []
+        for position, earliest in zip(known, kept, strict=True):
+            place, offset = (position.topic, position.partition), position.offset
+            if offset < 0:
+                position.offset = self.starts.get(place, earliest.offset)
+                new.append(position)
+            elif offset < earliest.offset:
+                text = "group %r: %s[%d] expired from offset %d to %d while nobody read it"
+                _log.warning(text, self.group, *place, offset, earliest.offset)
+                position.offset = earliest.offset
+        if new:
+            consumer.commit(offsets=new, asynchronous=False)
 
     # Partitions go
 

@@ -31,12 +31,14 @@ class KafkaOptions(TypedDict, total=False):
     drain_timeout: float
     transaction_timeout: float
     discover: float
+    user: str
+    password: str
     sasl: Mechanism
-    ca: str
-    cert: str
-    key: str
-    key_password: str
-    verify: bool
+    tls_ca: str
+    tls_cert: str
+    tls_key: str
+    tls_key_password: str
+    tls_verify: bool
     config: Mapping[str, Any]
 
 

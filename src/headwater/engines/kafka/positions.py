@@ -17,16 +17,19 @@ _log = logging.getLogger("headwater.kafka")
 
 async def resolve(cluster: Cluster, start: Start, places: Sequence[Place]) -> dict[Place, int]:
     """The offset of this start on each partition. Raises OffsetOutOfRangeError."""
-    if isinstance(start, str | datetime):
+    if isinstance(start, datetime):
         return await cluster.offsets(places, start)
-    offsets = dict.fromkeys(places, start) if isinstance(start, int) else {}
-    if not isinstance(start, int):
-        others = [place for place in places if place[1] not in start]
+    if isinstance(start, str):
+        if start in ("earliest", "latest"):
+            return await cluster.offsets(places, "earliest" if start == "earliest" else "latest")
+        raise ConfigurationError(f"start={start!r}: an offset of Kafka is a number")
+    if isinstance(start, int):
+        offsets, others = dict.fromkeys(places, start), list[Place]()
+    else:
         offsets = {place: start[place[1]] for place in places if place[1] in start}
-        await cluster.check(offsets)
-        return offsets | await cluster.offsets(others, "earliest")
+        others = [place for place in places if place[1] not in start]
     await cluster.check(offsets)
-    return offsets
+    return offsets | await cluster.offsets(others, "earliest")
 
 
 async def first_start(cluster: Cluster, source: Source) -> dict[Place, int]:

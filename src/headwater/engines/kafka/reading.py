@@ -11,13 +11,11 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from ...engine import Source
 from ...message import Message
 from ...topics import is_pattern, match
-from .records import Claim, Place, to_messages
+from .records import EARLIEST, Claim, Place, to_messages
 from .troubles import Troubles
 
 if TYPE_CHECKING:
     from confluent_kafka import Message as Record
-
-    from .handover import Handover
 
 ANSWER_WITHIN: Final = 2.0  # seconds
 
@@ -31,7 +29,6 @@ class Reader:
     def __init__(
         self,
         source: Source,
-        handover: Handover,
         claims: dict[Place, Claim],
         starts: Mapping[Place, int],
         *,
@@ -43,7 +40,7 @@ class Reader:
         self._starts = starts
         self._discover = discover
         self._next_look = time.monotonic() + discover
-        self._troubles = Troubles(self, handover, address)
+        self._troubles = Troubles(None, address)
 
     def begin(self, consumer: Consumer) -> None:
         self._take(consumer, self._starts)
@@ -54,7 +51,6 @@ class Reader:
         consumer.incremental_assign([TopicPartition(*place, offset) for place, offset in offsets.items()])
 
     def between(self, consumer: Consumer) -> None:
-        self._troubles.settle(consumer)
         if self._source.partitions is None and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + self._discover
             try:
@@ -63,12 +59,10 @@ class Reader:
                 pass  # it is away: the next look may find more
 
     def _look_for_more(self, consumer: Consumer) -> None:
-        new = [place for place in self._places(consumer) if place not in self.claims]
+        new = [TopicPartition(*place, EARLIEST) for place in self._places(consumer) if place not in self.claims]
         if new:
-            self._take(
-                consumer,
-                {place: consumer.get_watermark_offsets(TopicPartition(*place), ANSWER_WITHIN)[0] for place in new},
-            )
+            found = consumer.offsets_for_times(new, timeout=ANSWER_WITHIN)
+            self._take(consumer, {(p.topic, p.partition): p.offset for p in found})
 
     def _places(self, consumer: Consumer) -> list[Place]:
         topics = self._source.topics

@@ -13,6 +13,7 @@ from ...errors import (
     HeadwaterError,
     MessageTooLargeError,
     NotConnectedError,
+    RefusedError,
     TopicNotFoundError,
 )
 from ...message import NO_HEADERS, Headers, Message, Outgoing, Receipt
@@ -28,6 +29,7 @@ TOMBSTONE: Final = "kafka-tombstone"
 Place = tuple[str, int]  # a partition of a topic
 Delivered = Callable[[Any, Any], None]
 
+EARLIEST: Final = -2  # asked as a time, it is the first offset kept
 _NULL: Final = b"null"
 _REMEMBERED: Final = 4096  # different headers, as messages share them
 
@@ -178,7 +180,7 @@ def failure(error: KafkaError, address: str, outgoing: Outgoing | None = None, t
             return DeliveryUnknownError(outgoing.topic, timeout)
         if name == "_PURGE_QUEUE":
             return NotConnectedError(f"Kafka at {address}")
-        return HeadwaterError(f"Kafka did not take a message to {outgoing.topic!r}: {reason}")
+        return RefusedError(outgoing.topic, reason)
     if name.startswith("_"):  # the library's own: it did not get as far as the server
         return ConnectError(address, reason)
     return HeadwaterError(f"Kafka at {address} refused: {reason}")

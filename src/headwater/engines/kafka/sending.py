@@ -70,8 +70,8 @@ class Sender:
     caller that gives up leaves its message there for as long as `delivery_timeout`.
     """
 
-    def __init__(self, settings: Settings, cluster: Cluster) -> None:
-        self.on_error: Callable[[KafkaError], None] = lambda _: None
+    def __init__(self, settings: Settings, cluster: Cluster, on_error: Callable[[KafkaError], None]) -> None:
+        self._on_error = on_error
         self._settings = settings
         self._cluster = cluster
         self._loop = asyncio.get_running_loop()
@@ -246,7 +246,7 @@ class Sender:
     def _error(self, error: KafkaError) -> None:
         if error.fatal():
             self._broken = True
-        self._tell(self.on_error, error)
+        self._tell(self._on_error, error)
 
     def _serve(self) -> None:
         while not self._closing:

@@ -34,7 +34,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         servers: `host:port` of some brokers of the cluster; they tell of the others.
         tls: whether connections are encrypted.
-        user: who logs in, with `password`.
+        user: who logs in, with `password`; both may stand in the URL, `kafka://user:password@host`.
+        password: see `user`.
         client: the name servers show of this client; by default the app's.
         instance: members of groups are static under this name, with the number of the worker: one that restarts within
             `session_timeout` gets its partitions back, and nothing moves meanwhile. Unique among the processes of a
@@ -54,9 +55,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         transaction_timeout: a transaction that takes longer is aborted by the server.
         discover: how soon new topics of a pattern, and new partitions, are found.
         sasl: how the user logs in.
-        ca: file with the certificates to trust, by default those of the system.
-        cert: file with a certificate to show to the server, with its `key` and that one's `key_password`.
-        verify: whether the server's certificate must be one for its name.
+        tls_ca: file with the certificates to trust, by default those of the system.
+        tls_cert: file with a certificate to show to the server.
+        tls_key: file with its key, and `tls_key_password` if that has one.
+        tls_key_password: see `tls_key`.
+        tls_verify: whether the server's certificate must be one to trust, and for its name.
         config: anything else for the client library, in its own words; it goes before all of the above.
     """
 
@@ -80,11 +83,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     transaction_timeout: float = 30.0
     discover: float = 3.0
     sasl: Mechanism = "plain"
-    ca: str | None = None
-    cert: str | None = None
-    key: str | None = None
-    key_password: str | None = None
-    verify: bool = True
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_key_password: str | None = None
+    tls_verify: bool = True
     config: Mapping[str, Any] = {}
 
     def __post_init__(self) -> None:
@@ -113,10 +116,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if self.user:
             config |= {"sasl.mechanism": self.sasl.upper(), "sasl.username": self.user, "sasl.password": self.password}
         if self.tls:
-            files = {"ca": self.ca, "certificate": self.cert, "key": self.key}
+            files = {"ca": self.tls_ca, "certificate": self.tls_cert, "key": self.tls_key}
             config |= {f"ssl.{name}.location": path for name, path in files.items() if path}
-            config |= {"ssl.key.password": self.key_password} if self.key_password else {}
-            config |= {} if self.verify else {"enable.ssl.certificate.verification": False}
+            config |= {"ssl.key.password": self.tls_key_password} if self.tls_key_password else {}
+            config |= {} if self.tls_verify else {"enable.ssl.certificate.verification": False}
         # Of what was said in the library's own words, that of connecting: not every handle knows all of the others.
         return config | {name: value for name, value in self.config.items() if name.startswith(_OF_CONNECTIONS)}
 
@@ -160,7 +163,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "group.id": source.group or f"{source.client}-reader",
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
-            "auto.offset.reset": "error",  # we say where to begin, and what expired meanwhile
+            "auto.offset.reset": "earliest",  # where an offset expires while it is read
             "isolation.level": "read_committed",
             "topic.metadata.refresh.interval.ms": _ms(self.discover),
             "session.timeout.ms": _ms(own.session_timeout or self.session_timeout),
@@ -213,8 +216,8 @@ def servers_of(parts: SplitResult) -> dict[str, Any]:
         "servers": tuple(_address(host, parts.scheme) for host in (hosts or "localhost").split(","))
     }
     if credentials:
-        user, _, password = credentials.partition(":")
-        found |= {"user": unquote(user), "password": unquote(password)}
+        user, separator, password = credentials.partition(":")
+        found |= {"user": unquote(user), "password": unquote(password) if separator else None}
     return found | {"tls": parts.scheme.endswith("+ssl")}
 
 

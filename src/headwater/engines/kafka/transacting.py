@@ -8,17 +8,19 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from ...errors import DeliveryUnknownError, HeadwaterError, PartitionLostError
 from ...message import Outgoing, Receipt
+from .logs import LibraryLog
 from .membership import Membership
 from .records import Claim, failure, produce, to_receipt
 
 MOST: Final = 2000  # messages that one transaction takes together
+POLL: Final = 1.0  # seconds
 TRY_FOR: Final = 10.0  # seconds for one step, after which it is tried again
 CLOSE_WAIT: Final = 10.0
 
@@ -48,7 +50,8 @@ class Transactions:
     def __init__(
         self, config: dict[str, Any], member: Membership, address: str, on_fatal: Callable[[Exception], None]
     ) -> None:
-        self._producer = Producer(config | {"log_level": 0})
+        # Without an error_cb a fatal error is raised out of whichever call comes next, in the middle of callbacks.
+        self._producer = Producer(config | {"error_cb": _heard_later}, logger=LibraryLog())
         self._member = member
         self._group = member.group or ""
         self._address = address
@@ -90,9 +93,16 @@ class Transactions:
             self._ready.set_exception(failure(error.args[0], self._address))
             return
         self._ready.set_result(None)
-        while (first := self._parts.get()) is not None:
+        while (first := self._next()) is not None:
             parts = [first, *self._more(len(first.sends))]
             self._commit_all([part for part in parts if part.answer.set_running_or_notify_cancel()])
+
+    def _next(self) -> Part | None:
+        while True:
+            try:
+                return self._parts.get(timeout=POLL)
+            except Empty:
+                self._producer.poll(0)  # the library may have something to say
 
     def _more(self, count: int) -> list[Part]:
         """What was asked for since: it shares the transaction."""
@@ -223,10 +233,13 @@ class Transactions:
         self._on_fatal(self._dead)
 
     def _reason(self, error: Exception, parts: Sequence[Part]) -> Exception:
-        if not isinstance(error, KafkaException):
-            return error
-        if error.args[0].fatal() or error.args[0].name() in _GONE:
+        gone = isinstance(error, KafkaException) and error.args[0].name() in _GONE
+        if gone or self._dead is not None:
             for part in parts:
                 for claim in part.offsets:
                     return PartitionLostError(claim.topic, claim.partition, self._group)
-        return failure(error.args[0], self._address)
+        return failure(error.args[0], self._address) if isinstance(error, KafkaException) else error
+
+
+def _heard_later(_error: KafkaError) -> None:
+    """Each step of a transaction fails with it, too."""

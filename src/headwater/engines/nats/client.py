@@ -58,6 +58,11 @@ class Client(NatsClient):
         return self._server_info
 
     @property
+    def discovered(self) -> list[str]:
+        """The other servers of the cluster, as far as this one knows, as host:port."""
+        return [server.netloc.rpartition("@")[2] for server in self.discovered_servers]
+
+    @property
     def backlog(self) -> int:
         """Bytes that were written and that the network has not taken yet."""
         transport: asyncio.WriteTransport = self._transport._io_writer.transport  # type: ignore[union-attr]  # TCP

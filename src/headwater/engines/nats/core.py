@@ -80,7 +80,7 @@ class CoreEngine:
             if isinstance(command, HeadwaterError):
                 outcomes.append(command)
             elif lost:
-                outcomes.append(DeliveryUnknownError(outgoing.topic, now - began))
+                outcomes.append(DeliveryUnknownError(outgoing.topic, round(now - began, 3)))
             else:
                 outcomes.append(Receipt(outgoing.topic, None, None, now))
         return all_or_error(outcomes)

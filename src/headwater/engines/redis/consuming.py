@@ -81,12 +81,14 @@ class Member:
                 await self._pay()
                 await self._give_back()
                 if self._lock is not None:
-                    await self._lock.close()
+                    await self._lock.give_up()
         except (Disconnected, Refusal, TimeoutError) as error:
             reason = error if str(error) else "the server is away"
             _log.warning("%s could not give back what it had, others get it after the lease: %s", self.name, reason)
         finally:
             await self._stop()
+            if self._lock is not None:
+                await self._lock.stop()
 
     async def _stop(self) -> None:
         if self._claimer is not None:
@@ -166,8 +168,7 @@ class Member:
         await self._pay()
         if self._lock is None or self._lock.held.is_set():  # who waits for the lock takes over all with it
             async with self._moving:
-                for topic in topics:
-                    await self._take_what_is_ours(topic)
+                await self._take_what_is_ours(topics)
         self._newcomer = False
 
     async def patience(self) -> float:
@@ -180,20 +181,8 @@ class Member:
             await asyncio.sleep(_TRY_AGAIN)
 
     def read(self, topics: Sequence[str], count: int, block: int) -> Command:
-        after = [">"] * len(topics)
-        return (
-            "XREADGROUP",
-            "GROUP",
-            self.group,
-            self.name,
-            "COUNT",
-            count,
-            "BLOCK",
-            block,
-            "STREAMS",
-            *topics,
-            *after,
-        )
+        who, after = ("GROUP", self.group, self.name), [">"] * len(topics)
+        return ("XREADGROUP", *who, "COUNT", count, "BLOCK", block, "STREAMS", *topics, *after)
 
     def arrived(self, reply: Any) -> None:
         group = self.group
@@ -274,22 +263,29 @@ class Member:
                     room -= len(left)
         return bool(self._cursors)
 
-    async def _take_what_is_ours(self, topic: str) -> None:
+    async def _take_what_is_ours(self, topics: Sequence[str]) -> None:
         """What the server says is ours and we do not know: its answer was lost, or who had our name before us died."""
-        here = {message.offset for message in self._open if message.topic == topic}
-        start = "-"
-        while True:
-            pending = await call(self._servers, topic, "XPENDING", topic, self.group, start, "+", AT_ONCE, self.name)
-            mine = [(entry[0].decode(), entry[3]) for entry in pending]
-            unknown = [entry for entry in mine if entry[0] not in here]
-            if unknown:
-                await self._move_here(topic, unknown, 0, died=self._newcomer)
-            if len(mine) < AT_ONCE:
-                return
-            start = f"({mine[-1][0]}"
+        here = {(message.topic, message.offset) for message in self._open}
+        starts = dict.fromkeys(topics, "-")
+        while starts:
+            replies = await self._servers.ask([
+                (topic, ("XPENDING", topic, self.group, start, "+", AT_ONCE, self.name))
+                for topic, start in starts.items()
+            ])  # fmt: skip
+            for topic, pending in zip(list(starts), replies, strict=True):
+                if isinstance(pending, Refusal):
+                    raise pending
+                mine = [(entry[0].decode(), entry[3]) for entry in pending]
+                unknown = [entry for entry in mine if (topic, entry[0]) not in here]
+                if unknown:
+                    await self._move_here(topic, unknown, 0, died=self._newcomer)
+                if len(mine) < AT_ONCE:
+                    del starts[topic]
+                else:
+                    starts[topic] = f"({mine[-1][0]}"
 
-    async def _move_here(self, topic: str, left: Sequence[tuple[str, int]], idle: int, *, died: bool) -> int:
-        """Make these ours, each with the attempts it had; how many there were. One whose member died had one more."""
+    async def _move_here(self, topic: str, left: Sequence[tuple[str, int]], idle: int, *, died: bool) -> None:
+        """Make these ours, each with the attempts it had. One whose member died had one more."""
         counted = defaultdict[int, list[str]](list)
         for offset, deliveries in left:
             counted[deliveries + died].append(offset)
@@ -301,14 +297,12 @@ class Member:
         for attempt, entries in zip(counted, replies, strict=True):
             if isinstance(entries, Refusal):
                 raise entries
-            there = [entry for entry in entries if entry is not None and entry[1] is not None]  # not trimmed away
-            for message in read(topic, self.group, there):
+            for message in read(topic, self.group, entries):
                 message.attempt = max(1, attempt)
                 messages.append(message)
         if messages:
             messages.sort(key=_age)
             self._take(messages)
-        return len(left)
 
     # --- giving back ----------------------------------------------------------------------------------
 
@@ -333,6 +327,7 @@ class Member:
     async def _lost(self) -> None:
         """Somebody else is the active member: what we have and did not begin is theirs."""
         self._caught_up.clear()
+        self._rung.set()  # once it is ours again there may be something to take over
         self._interrupt()
         self.basket.clear()
         self._open.clear()

@@ -57,11 +57,15 @@ class Lock:
         await self._take()
         self._task = asyncio.create_task(self._keep(), name=f"headwater redis {self._key}")
 
-    async def close(self) -> None:
-        """Stop, and give it up if it is ours."""
+    async def stop(self) -> None:
+        """Neither try nor renew any more."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    async def give_up(self) -> None:
+        """Stop, and let somebody else have it if it is ours."""
+        await self.stop()
         if self.held.is_set():
             self.held.clear()
             await call(self._servers, self._key, "EVAL", _GIVE_UP, 1, self._key, self._token, self._bell)

@@ -38,7 +38,7 @@ class Sharing:
         assert first
         assert second
 
-    @needs("groups", "settles")
+    @needs("groups", "settles", "redistributes")
     async def test_who_leaves_gives_its_messages_to_the_others(
         self, broker: Broker, make_broker: MakeBroker, topic: str, group: str
     ) -> None:
