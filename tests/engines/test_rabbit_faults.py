@@ -27,6 +27,8 @@ from servers.proxy import Proxy
 from servers.rabbit import RabbitServer
 from waiting import until
 
+pytestmark = pytest.mark.server
+
 
 @pytest.fixture
 def topic() -> str:
