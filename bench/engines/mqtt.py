@@ -11,13 +11,22 @@ from urllib.parse import urlsplit
 import aiomqtt
 from fast_depends.msgspec import MsgSpecSerializer
 from faststream.mqtt import MQTTBroker, QoS
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from headwater import Topic
 
-from .measure import BODY, Counter, Reading, Send, decode
+from .measure import BODY, PREFETCH, Counter, Reading, Send, decode
 
 _quiet = logging.getLogger("bench.mqtt")  # it warns of every publish that waits beside others
 _quiet.setLevel(logging.ERROR)
+
+
+def _session() -> Properties:
+    """It outlives the connection, and has so many messages under way."""
+    wanted = Properties(PacketTypes.CONNECT)
+    wanted.SessionExpiryInterval, wanted.ReceiveMaximum = 3600, PREFETCH
+    return wanted
 
 
 class Mqtt:
@@ -25,7 +34,7 @@ class Mqtt:
     messages = 10_000
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        self.url = f"{url}?receive_maximum={PREFETCH}"
         self.host, self.port = urlsplit(url).hostname or "", urlsplit(url).port or 1883
 
     def options(self, topic: str) -> tuple[Topic, ...]:
@@ -36,9 +45,11 @@ class Mqtt:
             self.host,
             self.port,
             identifier=identifier,
-            clean_session=False,
+            protocol=aiomqtt.ProtocolVersion.V5,
+            clean_start=False,
+            properties=_session(),
             logger=_quiet,
-            max_inflight_messages=1000,
+            max_inflight_messages=PREFETCH,
             max_concurrent_outgoing_calls=1000,
         )
 
@@ -61,10 +72,10 @@ class Mqtt:
     @asynccontextmanager
     async def faststream(self, topic: str, handle: Counter) -> AsyncIterator[None]:
         broker = MQTTBroker(
-            self.url,
+            f"mqtt://{self.host}:{self.port}",
             client_id=f"bench-{topic}",
             clean_session=False,
-            version="3.1.1",
+            version="3.1.1",  # on 5.0 it loses what a session had kept
             logger=None,
             serializer=MsgSpecSerializer(),
         )

@@ -35,7 +35,7 @@ from headwater.engines.kafka.settings import Settings
 from headwater.testing.contract.tools import held, nothing_more, reading, settled, taken
 from servers.kafka import KafkaServer
 
-pytestmark = [pytest.mark.anyio]
+pytestmark = [pytest.mark.anyio, pytest.mark.server]
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ from headwater.testing.contract import EngineContract, MakeBroker, Restart
 from headwater.testing.contract.tools import QUIET, both_joined, reading, shared, taken
 from servers.kafka import KafkaServer
 
+pytestmark = pytest.mark.server
+
 
 class TestKafka(EngineContract):
     @pytest.fixture

@@ -29,6 +29,7 @@ from headwater import (
     Outgoing,
     Position,
     PublishError,
+    RefusedError,
     Retry,
     Topic,
     TopicNameError,
@@ -620,6 +621,30 @@ async def test_order_by_key_holds_over_processes_with_one_active_member(nats_ser
     for key in range(3):
         numbers = [n for _, n in seen if n % 3 == key]
         assert numbers == sorted(numbers)
+
+
+async def test_the_active_member_stays_so_while_it_has_no_room_for_more(
+    broker: NatsBroker, topic: str, group: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headwater.engines.nats.consumers.PIN_FOR", 1.0)
+    monkeypatch.setattr("headwater.engines.nats.place.LOOK_EVERY", 0.1)
+    source = Source(topics=(topic,), group=group, exclusive=True, prefetch=8)
+    await broker.declare([Topic(topic)])
+    async with (
+        broker.engine.subscribe(source, _nothing_moves),
+        broker.engine.subscribe(source, _nothing_moves) as other,
+    ):
+        await broker.publish_many([Outgoing(n, topic) for n in range(100)])
+        assert not await other.receive(1, 2.5)
+
+
+async def test_a_stream_that_is_full_says_why_it_takes_no_more(
+    broker: NatsBroker, foreigner: Foreigner, topic: str
+) -> None:
+    await foreigner.jetstream().add_stream(name=topic, subjects=[topic], max_msgs=1, discard="new")
+    await broker.publish(1, topic)
+    with pytest.raises(RefusedError, match="maximum messages exceeded"):
+        await broker.publish(2, topic)
 
 
 # --- reaching the server ------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,8 +22,10 @@ from headwater import (
     Outgoing,
 )
 from headwater.engine import Source
+from headwater.engines.nats import CoreEngine
 from headwater.testing.contract.tools import reading, settled, taken
 from servers.nats import NatsServer
+from servers.process import free_ports
 from servers.proxy import Proxy
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server]
@@ -117,8 +119,7 @@ async def test_a_server_that_hangs_is_away_and_comes_back(server: NatsServer, sc
         server.pause()
         began = time.monotonic()
         with pytest.raises(DeliveryUnknownError):
-            while True:  # the signal takes a moment to reach it
-                await app.publish(2, "numbers", timeout=0.3)
+            await _for_ever(lambda: app.publish(2, "numbers", timeout=0.3))  # the signal takes a moment to reach it
         await settled(lambda: not app.is_ready, within=3)
         assert time.monotonic() - began < 3
         with pytest.raises(DeliveryUnknownError):
@@ -206,6 +207,23 @@ async def test_credentials_that_are_refused_later_are_told_once(caplog: pytest.L
     assert "second" not in caplog.text
 
 
+async def test_another_server_of_the_cluster_takes_over() -> None:
+    ports = free_ports(2)
+    routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in ports)
+    clustered = [f'cluster {{ name: c, listen: "127.0.0.1:{port}", routes: [{routes}] }}' for port in ports]
+    first, second = (NatsServer(extra=[f"server_name: n{n}", line]) for n, line in enumerate(clustered))
+    async with first, second, Broker(f"nats+core://{first.address}") as broker:
+        engine = broker.engine
+        assert isinstance(engine, CoreEngine)
+        await settled(lambda: engine.connection.client and second.address in engine.connection.client.discovered)
+        async with reading(broker, "numbers", "shop") as place:
+            await first.kill()
+            await settled(lambda: not broker.engine.available)
+            await settled(lambda: broker.engine.available)
+            await broker.publish(1, "numbers")
+            assert [message.value for message in await taken(place, 1)] == [1]
+
+
 async def test_acknowledgements_made_while_away_are_kept(server: NatsServer, proxy: Proxy) -> None:
     async with Broker(f"nats://{proxy.address}") as broker, reading(broker, "numbers", "shop") as place:
         await broker.publish_many([Outgoing(n, "numbers") for n in range(10)])
@@ -288,6 +306,11 @@ async def test_a_message_that_kills_its_process_ends_as_a_dead_letter(server: Na
 
             await settled(letters)
             assert await letters() == ["its process died each time it was handled"]
+
+
+async def _for_ever(call: Callable[[], Awaitable[object]]) -> None:
+    while True:
+        await call()
 
 
 async def _nothing_moves(_change: object) -> None: ...

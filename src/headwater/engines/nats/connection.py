@@ -81,6 +81,7 @@ class Connection:
         self.on_return: list[Callable[[], None]] = []
         self.client: Client | None = None  # while the server can be reached
         self.info: Mapping[str, Any] = {}  # what the server says of itself
+        self.max_payload = 1 << 20  # bytes of headers and body that it takes at most
         self._hosts: Sequence[str] = settings.hosts
         self._sids = itertools.count(1)
         self._routes: dict[int, Route] = {}
@@ -99,11 +100,6 @@ class Connection:
         """The server's version."""
         numbers = str(self.info.get("version", "0")).partition("-")[0].split(".")
         return tuple(int(number) for number in numbers if number.isdigit())
-
-    @property
-    def max_payload(self) -> int:
-        """Bytes of headers and body that the server takes at most."""
-        return int(self.info.get("max_payload", 1 << 20))
 
     # --- reaching the server --------------------------------------------------------------------------
 
@@ -182,9 +178,7 @@ class Connection:
 
     def _arrive(self, client: Client) -> None:
         self.client = client
-        self.info = client.info
-        discovered = [server.netloc.rpartition("@")[2] for server in client.discovered_servers]
-        self._hosts = list(dict.fromkeys([*self.settings.hosts, *discovered]))
+        self.info, self.max_payload = client.info, client.max_payload
         client.write(b"".join([route.command() for route in self._routes.values()]))
         self._up.set()
 
@@ -193,6 +187,7 @@ class Connection:
         if client is not self.client:
             return
         self.client = None
+        self._hosts = list(dict.fromkeys([*self.settings.hosts, *client.discovered]))
         self._up.clear()
         self._fail_flights()
         log.warning("nats://%s is away: %s; trying to come back", self.settings.address, _reason(error))
@@ -226,18 +221,17 @@ class Connection:
             self.client.write(route.command())
         return route
 
-    def unsubscribe(self, route: Route) -> None:
-        """What the server has sent already still comes until it has read this; `settle` waits for that."""
-        if self._routes.pop(route.sid, None) is not None and self.client is not None:
-            self.client.write(b"UNSUB %d\r\n" % route.sid)
-
-    async def settle(self, route: Route) -> None:
-        """Wait until nothing more comes for this route, which was unsubscribed."""
+    async def unsubscribe(self, *routes: Route) -> None:
+        """Returns once nothing more comes: what the server had sent already is taken as before."""
+        for route in routes:
+            if self._routes.pop(route.sid, None) is not None and self.client is not None:
+                self.client.write(b"UNSUB %d\r\n" % route.sid)
         try:
             await self.flush(ANSWER_WITHIN)
         except LostError:
             pass  # then nothing comes either
-        self._takers.pop(route.sid, None)
+        for route in routes:
+            self._takers.pop(route.sid, None)
 
     def new_inbox(self) -> str:
         """A subject that nobody else uses."""

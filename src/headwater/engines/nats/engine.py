@@ -81,7 +81,7 @@ class JetStreamEngine:
             if isinstance(error, JetStreamError) and error.code not in NO_JETSTREAM:
                 return  # it is there, and electing a leader
             await self.connection.close()
-            hint = "JetStream is not enabled: start nats-server with -js, or use nats+core://"
+            hint = "JetStream does not answer: it is enabled by nats-server -js, and nats+core:// does without"
             raise ConnectError(f"nats://{self.settings.address}", f"{hint} ({error})") from error
 
     async def close(self) -> None:

@@ -83,9 +83,9 @@ class Place:
             if keeper is not None:
                 keeper.cancel()
                 await asyncio.gather(keeper, return_exceptions=True)
-            for route in routes:
-                connection.unsubscribe(route)
             await self._leave()
+            if routes:
+                await connection.unsubscribe(*routes)
 
     def _listen(self) -> list[Route]:
         """Have the server tell of new streams, for patterns, and of messages that it gives out no longer."""
@@ -181,7 +181,7 @@ class Place:
                     await self._find()
                 await self._mend()
                 tries = 0
-            except HeadwaterError as error:
+            except Exception as error:  # whatever it is, this place wants to go on
                 level = log.warning if tries == 1 else log.debug  # the first may be a server that is just coming back
                 level("cannot read %s: %s; trying again", ", ".join(self.source.topics), error)
                 await asyncio.sleep(min(_SLOWEST, 0.1 * 2.0 ** min(tries, 10)) * random.uniform(0.5, 1.0))
@@ -191,27 +191,26 @@ class Place:
 
     async def _mend(self) -> None:
         """Have every consumer there, and asked. One whose stream is gone makes place for another."""
-        for (topic, stream), pull in [*self._pulls.items()]:
+        for pull in self._pulls.values():
             pull.look()
-            if not pull.broken:
-                continue
-            try:
-                await pull.restart()
-            except JetStreamError as error:
-                if error.code != NO_STREAM:
-                    raise
+        broken = [(place, pull) for place, pull in self._pulls.items() if pull.broken]
+        found = await asyncio.gather(*(pull.restart() for _, pull in broken), return_exceptions=True)
+        self._ask()
+        for (topic, stream), error in zip((place for place, _ in broken), found, strict=True):
+            if isinstance(error, JetStreamError) and error.code == NO_STREAM:
                 log.warning("the stream %s is gone, which had messages of %s", stream, topic)
                 del self._pulls[topic, stream]
                 self._streams.forget(topic)
-                self._find_at = 0.0
-                self._attention.set()
+                self._streams_changed()
+            elif error is not None:
+                raise error
 
     def _begin_again(self) -> None:
         """The connection is new: nothing that was asked on the old one is answered."""
         owed, self._owed = self._owed, []
         self._write(b"".join(owed))
         for pull in self._pulls.values():
-            pull.broken = True
+            pull.interrupt()
         self._attention.set()
 
     def _streams_changed(self, *_: object) -> None:
@@ -325,10 +324,7 @@ class Place:
                 if not isinstance(position.offset, int):
                     raise ConfigurationError(f"{position.offset!r} is no place in a stream: it counts in ints")
                 beginning(position.offset, topic, await self._streams.info(stream))
-                await pull.stop()
-                pull.ready.clear()
-                pull.cursor.seek(position.offset)
-                await pull.restart()
+                await pull.seek(position.offset)
                 self._ask()
                 return
         raise TopicNotFoundError(position.topic, "this place does not read it, or it is a group's")

@@ -11,9 +11,9 @@ from ...message import NO_HEADERS, Message
 from ...topics import match
 from .api import Api
 from .connection import Connection, Route, log
-from .consumers import PRIORITY, Cursor
+from .consumers import PRIORITY, Cursor, Passing
 from .streams import nanoseconds
-from .wire import described, read, server_header
+from .wire import is_status, read, server_header, status
 
 EXPIRES: Final = 30.0  # seconds a request waits at the server ...
 EXPIRES_PINNED: Final = 2.0  # ... and one of an exclusive member, which says by asking that it is alive
@@ -46,6 +46,7 @@ class Pull:
         self.topic = topic
         self.ready: deque[Message] = deque()
         self.broken = True
+        self._prepared = False  # whether the consumer is there, as far as we know
         self._api, self._connection = api, connection
         self._group = group
         self._unsettled = unsettled
@@ -65,20 +66,34 @@ class Pull:
     async def restart(self) -> None:
         """Have the consumer there, and ask it on a new inbox: nobody hears what was asked on the old one."""
         await self.stop()
-        await self.cursor.prepare()
+        if not self._prepared:
+            await self.cursor.prepare()
         inbox = self._connection.new_inbox()
         self._inbox = inbox.encode()
         self._asked, self._number, self._pin = 0, 0, ""
         self._route = self._connection.subscribe(inbox, self._take)
-        self.broken = False
+        self.broken, self._prepared = False, True
+
+    async def seek(self, sequence: int) -> None:
+        """Go on at this sequence number of the stream; for a reader without a group."""
+        assert isinstance(self.cursor, Passing)
+        await self.stop()
+        self.ready.clear()
+        self.cursor.seek(sequence)
+        self._prepared = False
+        await self.restart()
+
+    def interrupt(self) -> None:
+        """The connection is new: a consumer that we share is there as before, and what was asked is forgotten."""
+        self.broken = True
+        self._prepared &= self.cursor.acknowledges
 
     async def stop(self) -> None:
         """Ask for nothing more. Once this returns nothing more comes."""
         self.broken = True
         route, self._route = self._route, None
         if route is not None:
-            self._connection.unsubscribe(route)
-            await self._connection.settle(route)
+            await self._connection.unsubscribe(route)
 
     async def leave(self) -> None:
         """Give the place at the consumer up, after `stop`."""
@@ -89,8 +104,10 @@ class Pull:
     def ask(self, room: int) -> None:
         """Have about so many messages here or on their way."""
         wanted = room - len(self.ready) - self._asked
-        if wanted < max(1, room // 2) or self.broken or self._connection.client is None:
-            return
+        if wanted >= max(1, room // 2) and not self.broken and self._connection.client is not None:
+            self._request(wanted)
+
+    def _request(self, wanted: int) -> None:
         expires = EXPIRES_PINNED if self.cursor.pinned else EXPIRES
         request: dict[str, Any] = {
             "batch": wanted,
@@ -109,15 +126,15 @@ class Pull:
     def look(self) -> None:
         """Notice a server that has forgotten what was asked, and keep the place of an active member."""
         if self._asked and self._clock() - self._heard > SILENCE:
-            self.broken = True
-        elif self.cursor.pinned and not self._asked:
-            self.ask(len(self.ready) + 1)
+            self._break()
+        elif self.cursor.pinned and not self._asked and not self.broken:
+            self._request(1)
 
     # --- taking ---------------------------------------------------------------------------------------
 
     def _take(self, subject: bytes, reply: bytes, body: bytes, block: bytes | None) -> None:
         self._heard = self._clock()
-        if block is not None and block[8:9] == b" ":
+        if block is not None and is_status(block):
             self._hear(block)
             return
         fields = reply.split(b".")
@@ -127,8 +144,7 @@ class Pull:
         if not self.cursor.acknowledges:
             self._number += 1
             if int(number) != self._number:  # one was lost on the way, and nobody but us knows
-                self.broken = True
-                self._changed()
+                self._break()
                 return
         self.cursor.seen(offset)
         try:
@@ -139,8 +155,8 @@ class Pull:
             self._skip(reply)
             return
         key, headers = (None, NO_HEADERS) if block is None else read(block)
-        if self.cursor.pinned and block is not None:
-            self._pin = (server_header(block, _PIN) or b"").decode()
+        if self.cursor.pinned and block is not None and (pin := server_header(block, _PIN)):
+            self._pin = pin.decode()
         token = None
         if self.cursor.acknowledges:
             token = reply
@@ -164,14 +180,19 @@ class Pull:
         self._changed()  # there is room for another
 
     def _hear(self, block: bytes) -> None:
-        code = int(block[9:12])
+        code, text = status(block)
         if code == _HEARTBEAT:
             return
         pending = server_header(block, _PENDING)
         self._asked = max(0, self._asked - int(pending)) if pending else 0
         if code == _OTHER_PIN:
             self._pin = ""
-        elif code != _ENDED:
-            log.debug("%s on %s: %d %s", self.cursor.name, self.cursor.stream, code, described(block))
-            self.broken = True
+        if code in (_OTHER_PIN, _ENDED):
+            self._changed()
+        else:
+            log.debug("%s on %s: %d %s", self.cursor.name, self.cursor.stream, code, text)
+            self._break()
+
+    def _break(self) -> None:
+        self.broken, self._prepared = True, False
         self._changed()

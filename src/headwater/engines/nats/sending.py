@@ -11,9 +11,16 @@ from typing import Final, TypeVar
 
 from ...clock import Clock
 from ...engine import Topic
-from ...errors import DeliveryUnknownError, HeadwaterError, MessageTooLargeError, NotSupportedError, PublishError
+from ...errors import (
+    DeliveryUnknownError,
+    HeadwaterError,
+    MessageTooLargeError,
+    NotSupportedError,
+    PublishError,
+    RefusedError,
+)
 from ...message import Outgoing, Receipt
-from .api import NO_SCHEDULES, TOO_LARGE, JetStreamError, read_ack
+from .api import NO_SCHEDULES, TOO_LARGE, read_ack
 from .connection import FULL, Connection, Flight, LostError
 from .options import Settings
 from .streams import SCHEDULES_SINCE, Streams
@@ -157,7 +164,7 @@ def _outcome(outgoing: Outgoing, headers: bytes | None, body: bytes, began: floa
     """What a stream's answer says; without headers and body none came."""
     topic = outgoing.topic
     if not body:
-        return None if headers else DeliveryUnknownError(topic, now - began)
+        return None if headers else DeliveryUnknownError(topic, round(now - began, 3))
     answer = read_ack(body)
     refusal = answer.error
     if refusal is None:
@@ -166,7 +173,7 @@ def _outcome(outgoing: Outgoing, headers: bytes | None, body: bytes, began: floa
         return MessageTooLargeError(topic, len(outgoing.body))
     if refusal.err_code == NO_SCHEDULES:
         return _unscheduled(outgoing)
-    return JetStreamError(f"a message to {topic!r}", refusal.err_code, refusal.description)
+    return RefusedError(topic, f"{refusal.description} ({refusal.err_code})")
 
 
 def _unscheduled(outgoing: Outgoing) -> NotSupportedError:
