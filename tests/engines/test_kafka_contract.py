@@ -6,8 +6,10 @@ import pytest
 
 from headwater import Broker, KafkaBroker, Outgoing
 from headwater.testing.contract import EngineContract, MakeBroker, Restart
-from headwater.testing.contract.tools import both_joined, reading, shared, taken
+from headwater.testing.contract.tools import QUIET, both_joined, reading, shared, taken
 from servers.kafka import KafkaServer
+
+pytestmark = pytest.mark.server
 
 
 class TestKafka(EngineContract):
@@ -41,3 +43,15 @@ class TestKafkaEager(TestKafka):
             await shared(one, two, 100, acknowledge=False)
             await leaving.__aexit__(None, None, None)
             assert {message.value for message in await taken(one, 100)} == set(range(100))
+
+    async def test_a_pattern_matches_topics_that_come_later(self, broker: Broker, topic: str, group: str) -> None:
+        """What is not acknowledged comes again with each topic that is found, so what is new is looked for."""
+        seen = set[str]()
+        async with reading(broker, f"{topic}.{{region}}.x", group) as place:
+            for name in (f"{topic}.eu.x", f"{topic}.us.x", f"{topic}.x", f"{topic}.eu.y", f"{topic}.a.b.x"):
+                await broker.publish(name, name)
+            while len(seen) < 2:
+                seen |= {message.value for message in await taken(place, 1)}
+            assert seen == {f"{topic}.eu.x", f"{topic}.us.x"}
+            while messages := await place.receive(10, QUIET):
+                assert {message.value for message in messages} <= seen

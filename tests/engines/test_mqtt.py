@@ -43,6 +43,8 @@ from servers.mosquitto import MosquittoServer
 from servers.proxy import Proxy
 from waiting import until
 
+pytestmark = pytest.mark.server
+
 PROTOCOLS = ("5.0", "3.1.1")
 
 

@@ -13,6 +13,8 @@ from servers.fixtures import require
 from servers.mosquitto import MosquittoServer
 from waiting import until
 
+pytestmark = pytest.mark.server
+
 LIMIT = 1 << 20  # bytes; what the protocol itself allows is more than a test should send
 
 

@@ -30,6 +30,8 @@ from servers.process import free_ports
 from servers.proxy import Proxy
 from waiting import until
 
+pytestmark = pytest.mark.server
+
 
 @pytest.fixture
 async def server() -> AsyncIterator[MosquittoServer]:

@@ -589,6 +589,8 @@ async def test_what_anybody_sends_to_an_inbox_ends_nothing(
     broker: NatsBroker, foreigner: Foreigner, topic: str, group: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with reading(broker, topic, group) as place:
+        await broker.publish(0, topic)
+        assert [message.value for message in await taken(place, 1)] == [0]  # so the server knows the inbox
         (pull,) = place._pulls.values()  # type: ignore[attr-defined]  # nobody else knows where to send it
         await foreigner.publish(pull._inbox.decode(), b"rubbish", reply="no.place")
         await foreigner.flush()

@@ -8,6 +8,8 @@ from headwater import NatsBroker
 from headwater.testing.contract import EngineContract, MakeBroker, Restart
 from servers.nats import NatsServer
 
+pytestmark = pytest.mark.server
+
 
 class TestJetStream(EngineContract):
     @pytest.fixture

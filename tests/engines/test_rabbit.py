@@ -38,6 +38,8 @@ from headwater.engine import Source, Subscription
 from headwater.testing.contract.tools import nothing_more, reading, settled, taken
 from servers.rabbit import RabbitServer
 
+pytestmark = pytest.mark.server
+
 Foreign = aio_pika.abc.AbstractChannel
 
 

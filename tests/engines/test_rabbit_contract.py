@@ -8,6 +8,8 @@ from headwater import RabbitBroker
 from headwater.testing.contract import EngineContract, MakeBroker, Restart
 from servers.rabbit import RabbitServer
 
+pytestmark = pytest.mark.server
+
 
 class TestRabbit(EngineContract):
     @pytest.fixture

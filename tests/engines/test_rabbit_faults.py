@@ -8,6 +8,7 @@ import os
 import resource
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
@@ -20,10 +21,13 @@ from headwater import (
     HeadwaterError,
     RabbitBroker,
 )
+from servers.certificate import make_certificate
 from servers.process import free_ports
 from servers.proxy import Proxy
 from servers.rabbit import RabbitServer
 from waiting import until
+
+pytestmark = pytest.mark.server
 
 
 @pytest.fixture
@@ -183,6 +187,18 @@ async def test_who_is_refused_is_told_at_once(rabbit_server: RabbitServer, who: 
     with pytest.raises(AuthenticationError, match=rf"amqp://{rabbit_server.address}/{vhost}") as raised:
         await broker.connect()
     assert who.partition(":")[2] not in str(raised.value) or who == "guest:guest"
+
+
+async def test_a_server_is_reached_by_tls_and_only_if_it_is_trusted(tmp_path: Path, topic: str) -> None:
+    certificate, (port,) = make_certificate(tmp_path), free_ports(1)
+    lines = [f"listeners.ssl.1 = 127.0.0.1:{port}", "ssl_options.verify = verify_none"]
+    lines += [f"ssl_options.certfile = {certificate.file}", f"ssl_options.keyfile = {certificate.key}"]
+    url = f"amqps://guest:guest@localhost:{port}"
+    async with RabbitServer(extra=lines):
+        async with RabbitBroker(url, ca=str(certificate.file)) as broker:
+            await broker.publish(1, topic)
+        with pytest.raises(ConnectError, match="certificate"):
+            await RabbitBroker(url).connect()
 
 
 async def test_of_several_servers_one_that_answers_is_enough(rabbit_server: RabbitServer, topic: str) -> None:

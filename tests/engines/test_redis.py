@@ -45,6 +45,8 @@ from waiting import until
 
 from .redis_peer import RedisPeer
 
+pytestmark = pytest.mark.server
+
 redis = pytest.importorskip("redis.asyncio", reason="other programs are played by redis-py")
 
 

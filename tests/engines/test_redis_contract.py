@@ -8,6 +8,8 @@ from headwater import RedisBroker
 from headwater.testing.contract import EngineContract, MakeBroker, Restart
 from servers.redis import RedisServer
 
+pytestmark = pytest.mark.server
+
 
 class TestRedis(EngineContract):
     @pytest.fixture

@@ -25,6 +25,8 @@ from servers.proxy import Proxy
 from servers.redis import RedisServer
 from waiting import until
 
+pytestmark = pytest.mark.server
+
 Fault = Callable[["Shop"], Awaitable[None]]
 
 

@@ -16,6 +16,8 @@ from servers.fixtures import require
 from servers.redis import RedisCluster, RedisSentinels, say
 from waiting import until
 
+pytestmark = pytest.mark.server
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RedisCluster]:

@@ -214,6 +214,13 @@ class Cluster:
         found = await self._answers(lambda: self.client.describe_consumer_groups(list(names), request_timeout=TIMEOUT))
         return list(found.values())
 
+    async def has_members(self, group: str) -> bool:
+        """Whether somebody takes part in a group."""
+        try:
+            return any(found.members for found in await self.groups([group]))
+        except GroupNotFoundError:
+            return False
+
     async def delete_group(self, group: str) -> None:
         """Forget a group. Raises GroupNotFoundError, and ConfigurationError while it has a live member."""
         await self._answers(lambda: self.client.delete_consumer_groups([group], request_timeout=TIMEOUT), group)

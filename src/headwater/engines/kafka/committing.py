@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from .records import Claim, Place
+
+ANSWER_WITHIN: Final = 30.0  # seconds, after which a commit is taken for lost
 
 _log = logging.getLogger("headwater.kafka")
 
@@ -25,22 +27,26 @@ class Committer:
         self._claims = claims
         self._interval = interval
         self._next = 0.0  # on the monotonic clock
-        self._under_way = False
+        self._answer_by = 0.0  # the same, while a commit is under way
 
     def store_some(self, consumer: Consumer) -> None:
         """Have what is done stored, if the last time was long enough ago. Waits for nothing."""
         now = time.monotonic()
-        if now < self._next or self._under_way:
+        if now < self._next or now < self._answer_by:
             return
         self._next = now + self._interval
         due = self._due(self._claims)
-        if due:
-            self._under_way = True
+        if not due:
+            return
+        self._answer_by = now + ANSWER_WITHIN
+        try:
             consumer.commit(offsets=due, asynchronous=True)
+        except KafkaException as error:
+            self.answered(error, due)
 
     def answered(self, error: Any, offsets: Sequence[TopicPartition]) -> None:
         """The coordinator answered; called by the client library."""
-        self._under_way = False
+        self._answer_by = 0.0
         if error is None:
             self._note(offsets)
         else:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-JOIN_WAIT: Final = 30.0  # seconds until a member that decides where its group begins has been given something
+JOIN_WAIT: Final = 30.0  # seconds until a member has been given something
 
 LEAVE_WITHIN: Final = 12.0  # seconds; the library gives a commit about ten ...
 LEAVE_WITHOUT_ANSWER: Final = 1.0  # ... and a server that is away will not answer in those
@@ -69,7 +69,9 @@ class KafkaSubscription:
 
     async def _take_part(self, group: str) -> None:
         settings, source = self._settings, self.source
-        starts = await first_start(self._cluster, source)
+        places = await self._cluster.places(source.topics)
+        starts = await first_start(self._cluster, source, places)
+        in_company = await self._cluster.has_members(group)
         stored = await self._store_start(group, starts)
         member = Membership(
             source,
@@ -88,7 +90,8 @@ class KafkaSubscription:
         self._fetcher.start()
         if source.exactly_once:
             await self._open_transactions()
-        if not stored:
+        # Alone it takes a moment. Others may be long in giving us a share; nothing is missed meanwhile.
+        if places and not (stored and in_company):
             await self._wait_for_a_share(member)
 
     async def _store_start(self, group: str, starts: dict[Place, int]) -> bool:
@@ -102,10 +105,11 @@ class KafkaSubscription:
         return True
 
     async def _wait_for_a_share(self, member: Membership) -> None:
-        try:
-            async with asyncio.timeout(JOIN_WAIT):
-                await member.assigned.wait()
-        except TimeoutError:
+        """Raises what makes it impossible that we ever get one."""
+        await asyncio.wait([member.joined], timeout=JOIN_WAIT)
+        if member.joined.done():
+            member.joined.result()
+        else:
             _log.warning("group %r has not shared its partitions yet, it goes on without us", self.source.group)
 
     async def leave(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol, TypeVar
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka import Message as Record
 
+from ...errors import NotConnectedError
 from ...message import Message
 from .handover import Handover
 from .logs import LibraryLog
@@ -72,6 +73,8 @@ class Fetcher:
         """Have the thread call this between two rounds, in the order asked for; what it gives. From any thread."""
         answer: Future[T] = Future()
         self._calls.append((function, answer))
+        if self._ended.is_set():
+            self._refuse_calls()
         self._handover.interrupt()
         return answer
 
@@ -99,8 +102,8 @@ class Fetcher:
                 self.consumer.close()
             except Exception as error:
                 _log.warning("a consumer of Kafka could not leave in order: %s", error)
-            self._refuse_calls()
             self._ended.set()
+            self._refuse_calls()
 
     def _round(self) -> None:
         room = self._handover.room
@@ -115,6 +118,8 @@ class Fetcher:
         records = self.consumer.consume(min(max(room, 1), BURST), 0) or self.consumer.consume(1, POLL)
         if records:
             self._handover.put(self._job.convert(records))
+            if self._held_back is not None:  # of partitions that came meanwhile
+                self._hold_back()
 
     def _hold_back(self) -> None:
         self._held_back = self.consumer.assignment()
@@ -139,4 +144,6 @@ class Fetcher:
 
     def _refuse_calls(self) -> None:
         while self._calls:
-            self._calls.popleft()[1].cancel()
+            _, answer = self._calls.popleft()
+            if answer.set_running_or_notify_cancel():
+                answer.set_exception(NotConnectedError("this subscription"))

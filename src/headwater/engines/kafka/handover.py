@@ -26,7 +26,7 @@ class Handover:
         self._withheld_count = 0
         self._waiter: asyncio.Future[None] | None = None
         self._woken = False
-        self._failure: BaseException | None = None
+        self.failure: BaseException | None = None  # why nothing comes any more
         self._wants_room = False
         self._has_room = threading.Event()
 
@@ -40,7 +40,7 @@ class Handover:
 
     def fail(self, error: BaseException) -> None:
         """Nothing comes any more: `receive` raises this, after what came before."""
-        self._failure = error
+        self.failure = error
         self._tell(self._notify)
 
     @property
@@ -71,8 +71,8 @@ class Handover:
         """As `Subscription.receive`."""
         deadline = self._loop.time() + wait
         while not (taken := self._take(limit)) and not self._woken:
-            if self._failure is not None:
-                raise self._failure
+            if self.failure is not None:
+                raise self.failure
             rest = deadline - self._loop.time()
             if rest <= 0:
                 break

@@ -54,7 +54,7 @@ class Membership:
     ) -> None:
         self.claims, self.group = claims, source.group
         self.starts: Mapping[Place, int] = {}  # where a group begins that never read these
-        self.assigned = asyncio.Event()
+        self.joined: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.generation: Any = None  # who we are in the group, for transactions; another at each rebalance
         self.fetcher: Fetcher  # set before it is started
         self._source = source
@@ -87,7 +87,9 @@ class Membership:
         self._troubles.met(record)
 
     def failed(self, error: Exception) -> BaseException:
-        return self._troubles.described(error)
+        reason = self._troubles.described(error)
+        self._loop.call_soon_threadsafe(self._settle_joining, reason)
+        return reason
 
     # Partitions come
 
@@ -105,7 +107,6 @@ class Membership:
         self.look_up_generation(consumer)
         self._epoch += 1
         self._tell(Assigned(_places(positions), self._epoch), HEARD_WITHIN)
-        self._loop.call_soon_threadsafe(self.assigned.set)
 
     def _positions(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
         """Where the group is on these; where it has never been, that is decided now and stored at once."""
@@ -178,8 +179,19 @@ class Membership:
             _log.error("group %r: a change of partitions was not noted: %r", self.group, noted.exception())
         return True
 
+    def _settle_joining(self, error: BaseException | None) -> None:
+        if self.joined.done():
+            return
+        if error is None:
+            self.joined.set_result(None)
+        else:
+            self.joined.set_exception(error)
+            self.joined.exception()  # who receives hears of it, too
+
     async def _note(self, change: Change) -> None:
-        if not isinstance(change, Assigned):
+        if isinstance(change, Assigned):
+            self._settle_joining(None)
+        else:
             self._handover.forget(change.partitions)
         await self._on_change(change)
 

@@ -45,7 +45,7 @@ class KafkaOptions(TypedDict, total=False):
 class Kafka(msgspec.Struct, frozen=True, kw_only=True):
     """Options for Kafka, in `options=[Kafka(...)]` of a subscriber, a topic or a publish.
 
-    Args:
+    Attributes:
         instance: of a subscriber: it is a static member of this name, see the option of the broker.
         rebalance: of a subscriber: instead of the broker's.
         session_timeout: of a subscriber, seconds: instead of the broker's.

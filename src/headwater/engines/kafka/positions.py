@@ -32,14 +32,13 @@ async def resolve(cluster: Cluster, start: Start, places: Sequence[Place]) -> di
     return offsets | await cluster.offsets(others, "earliest")
 
 
-async def first_start(cluster: Cluster, source: Source) -> dict[Place, int]:
-    """Where a group begins on what it has never read; nothing where it is known already.
+async def first_start(cluster: Cluster, source: Source, places: Sequence[Place]) -> dict[Place, int]:
+    """Where a group begins on those of these partitions it has never read; nothing where it is known already.
 
     A name or a pattern is known once the group has a position on one of its partitions: what comes later is read from
     its beginning.
     """
     assert source.group is not None
-    places = await cluster.places(source.topics)
     stored = await cluster.stored(source.group, places)
     known = {topic for topic in source.topics if any(match(topic, name) is not None for name, _ in stored)}
     new = [place for place in places if not any(match(topic, place[0]) is not None for topic in known)]

@@ -123,7 +123,8 @@ class Sender:
                 try:
                     await self._hand_over_one(batch, index)
                 except HeadwaterError as error:
-                    self._refuse(batch, index, error)
+                    batch.errors[index] = error
+                    self._count_down(batch)
 
     async def _hand_over_one(self, batch: Batch, index: int) -> None:
         outgoing, looked_again = batch.outgoings[index], False
@@ -191,35 +192,26 @@ class Sender:
 
     def _reported(self, reports: Sequence[Report]) -> None:
         for batch, index, error, record in reports:
-            if error is None:
-                receipt = to_receipt(batch.outgoings[index], record)
-                if receipt.offset is None:
-                    outgoing = batch.outgoings[index]
-                    self._refuse(batch, index, DeliveryUnknownError(outgoing.topic, self._settings.delivery_timeout))
-                    continue
+            if error is None and (receipt := to_receipt(batch.outgoings[index], record)).offset is not None:
                 batch.receipts[index] = receipt
-                batch.left -= 1
-                if not batch.left:
-                    self._complete(batch)
-            elif error.name() in UNKNOWN_TOPIC and not batch.tried_again:
+            elif error is not None and error.name() in UNKNOWN_TOPIC and not batch.tried_again:
                 batch.unknown.append(index)
-                batch.left -= 1
-                if not batch.left:
-                    self._complete(batch)
             else:
-                settings = self._settings
-                reason = failure(error, settings.address, batch.outgoings[index], settings.delivery_timeout)
-                self._refuse(batch, index, reason)
+                batch.errors[index] = self._reason(error, batch.outgoings[index])
+            self._count_down(batch)
         self._room.set()
 
-    def _refuse(self, batch: Batch, index: int, error: HeadwaterError) -> None:
-        batch.errors[index] = error
-        batch.left -= 1
-        if not batch.left:
-            self._complete(batch)
+    def _reason(self, error: KafkaError | None, outgoing: Outgoing) -> HeadwaterError:
+        settings = self._settings
+        if error is None:  # without an offset, see `know`
+            return DeliveryUnknownError(outgoing.topic, settings.delivery_timeout)
+        return failure(error, settings.address, outgoing, settings.delivery_timeout)
 
-    def _complete(self, batch: Batch) -> None:
-        """All is known of it; what found its topic gone meanwhile is tried again, once."""
+    def _count_down(self, batch: Batch) -> None:
+        """Once all is known of it, answer; what found its topic gone meanwhile is tried again, once."""
+        batch.left -= 1
+        if batch.left:
+            return
         if not batch.unknown or batch.answer.done():
             batch.finish()
             return

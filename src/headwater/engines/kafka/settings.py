@@ -31,7 +31,7 @@ Config = dict[str, Any]
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """All that was said of one connection. Times are in seconds.
 
-    Args:
+    Attributes:
         servers: `host:port` of some brokers of the cluster; they tell of the others.
         tls: whether connections are encrypted.
         user: who logs in, with `password`; both may stand in the URL, `kafka://user:password@host`.

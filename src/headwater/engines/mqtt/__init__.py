@@ -27,7 +27,7 @@ class MqttBroker(Broker):
 
     The options may stand in the URL, too, but for `will`.
 
-    Args:
+    Options:
         url: `mqtt://user:password@host:port,host:port`, or `mqtts://` for TLS. The ports are 1883 and 8883.
         protocol: "5.0" or "3.1.1".
         qos: of what is published and subscribed without an `Mqtt(qos=...)` of its own; 1.

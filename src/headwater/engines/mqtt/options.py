@@ -21,7 +21,7 @@ QoS = Annotated[int, msgspec.Meta(ge=0, le=2)]
 class Mqtt(msgspec.Struct, frozen=True, kw_only=True):
     """MQTT's own options, for `options=[Mqtt(...)]` of a subscriber, a stream, a publisher or a publish.
 
-    Args:
+    Attributes:
         qos: 0 at most once, 1 at least once, 2 publishing: exactly once on the way to the server, as long as its
             connection lasts. Subscribing, 2 is 1: the server would forget a message before its handler has run.
             None as the broker says.

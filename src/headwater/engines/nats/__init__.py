@@ -42,7 +42,7 @@ class _Options(NatsOptions, BrokerOptions, total=False):
 class NatsBroker(Broker):
     """A broker on NATS; `Settings` says what its own options mean.
 
-    Args:
+    Options:
         url: such as `nats://localhost:4222`, with several hosts separated by commas.
         jetstream: False is core NATS: nothing is stored, and a message reaches who listens at that moment.
     """

@@ -9,7 +9,7 @@ import msgspec
 
 from ...errors import HeadwaterError
 from .connection import Connection, LostError
-from .wire import publication, status
+from .wire import is_status, publication
 
 WITHIN: Final = 5.0  # seconds JetStream has to answer
 PAUSE: Final = 0.1  # seconds until what is not there yet is asked for again
@@ -79,7 +79,7 @@ class Api:
                 headers, answer = await self._insist(subject.encode(), body)
         except TimeoutError as error:
             raise NoAnswerError(f"no answer from {subject} within {within:g} s") from error
-        if status(headers) is not None:
+        if headers is not None and is_status(headers):
             raise NoAnswerError(f"nobody answers on {subject}: is JetStream enabled (nats-server -js)?")
         found = msgspec.json.decode(answer)
         if "error" in found:

@@ -76,13 +76,13 @@ class Client(NatsClient):
         """Wait until the network has taken most of what was written."""
         await self._transport.drain()  # type: ignore[union-attr]  # connected
 
-    def ping(self) -> asyncio.Future[bool]:
-        """Done once the server has taken everything that was written before. Fails with ConnectionResetError."""
+    def ping(self, data: bytes = b"") -> asyncio.Future[bool]:
+        """Send this; done once the server has taken it and all before. Fails with ConnectionResetError."""
         answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._pongs.append(answered)
         self._asked.add(answered)
         answered.add_done_callback(self._asked.discard)
-        self.write(b"PING\r\n")
+        self.write(data + b"PING\r\n")
         return answered
 
     def abandon(self) -> None:

@@ -81,6 +81,7 @@ class Connection:
         self.on_return: list[Callable[[], None]] = []
         self.client: Client | None = None  # while the server can be reached
         self.info: Mapping[str, Any] = {}  # what the server says of itself
+        self.max_payload = 1 << 20  # bytes of headers and body that it takes at most
         self._hosts: Sequence[str] = settings.hosts
         self._sids = itertools.count(1)
         self._routes: dict[int, Route] = {}
@@ -99,11 +100,6 @@ class Connection:
         """The server's version."""
         numbers = str(self.info.get("version", "0")).partition("-")[0].split(".")
         return tuple(int(number) for number in numbers if number.isdigit())
-
-    @property
-    def max_payload(self) -> int:
-        """Bytes of headers and body that the server takes at most."""
-        return int(self.info.get("max_payload", 1 << 20))
 
     # --- reaching the server --------------------------------------------------------------------------
 
@@ -182,7 +178,7 @@ class Connection:
 
     def _arrive(self, client: Client) -> None:
         self.client = client
-        self.info = client.info
+        self.info, self.max_payload = client.info, client.max_payload
         client.write(b"".join([route.command() for route in self._routes.values()]))
         self._up.set()
 

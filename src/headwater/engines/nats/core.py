@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ...clock import SYSTEM_CLOCK, Clock
 from ...engine import Ack, Capabilities, DeclareMode, OnChange, Source, Subscription, Topic
@@ -16,6 +17,9 @@ from .listening import Listener
 from .options import Settings
 from .sending import Outcome, all_or_error, check_size, prepared
 from .wire import block_of, publication
+
+if TYPE_CHECKING:
+    from .client import Client
 
 CAPABILITIES: Final = Capabilities(ack=Ack.NONE, headers=True, patterns=True, groups=True)
 
@@ -60,20 +64,35 @@ class CoreEngine:
                     "nats", f"{topic.partitions} partitions of {topic.name!r}", "a subject has none"
                 )
 
-    async def send(self, messages: Sequence[Outgoing]) -> Sequence[Receipt]:
+    def send(self, messages: Sequence[Outgoing]) -> Awaitable[Sequence[Receipt]]:
         """Accepted is what the server has read; whether somebody listens nobody knows."""
         commands = prepared(messages, self._command)
+        connection = self.connection
+        client = connection.client
+        if client is None or connection.order.locked() or client.backlog > FULL:
+            return self._send_later(messages, commands)
+        return self._accepted(messages, commands, _written(client, commands))
+
+    async def _send_later(
+        self, messages: Sequence[Outgoing], commands: Sequence[bytes | HeadwaterError]
+    ) -> Sequence[Receipt]:
         async with self.connection.order:
             while (client := await self.connection.ready()).backlog > FULL:
                 await client.drained()
-            client.write(b"".join([command for command in commands if isinstance(command, bytes)]))
-        began = self.clock.time()
-        lost = False
-        if not all(outgoing.topic.startswith(subjects.INBOX) for outgoing in messages):
-            try:
-                await client.ping()
-            except ConnectionResetError:
-                lost = True
+            taken = _written(client, commands)
+        return await self._accepted(messages, commands, taken)
+
+    async def _accepted(
+        self,
+        messages: Sequence[Outgoing],
+        commands: Sequence[bytes | HeadwaterError],
+        taken: asyncio.Future[bool],
+    ) -> Sequence[Receipt]:
+        began, lost = self.clock.time(), False
+        try:
+            await taken
+        except ConnectionResetError:
+            lost = True
         now = self.clock.time()
         outcomes: list[Outcome] = []
         for outgoing, command in zip(messages, commands, strict=True):
@@ -100,6 +119,11 @@ class CoreEngine:
         if source.partitions not in (None, (0,)):
             raise NotSupportedError("nats", f"partitions={source.partitions}", "a subject has none")
         return Listener(self.connection, source).taken()
+
+
+def _written(client: Client, commands: Sequence[bytes | HeadwaterError]) -> asyncio.Future[bool]:
+    """What can be sent is; done once the server has taken it."""
+    return client.ping(b"".join([command for command in commands if isinstance(command, bytes)]))
 
 
 def _answer_to(outgoing: Outgoing) -> bytes:

@@ -15,7 +15,7 @@ from ...topics import is_pattern, match
 from .connection import ANSWER_WITHIN, Connection, Route, log
 from .options import Nats
 from .subjects import INBOX, subject_of
-from .wire import read
+from .wire import is_status, read
 
 _COMPLAIN_EVERY: Final = 10.0  # seconds between two warnings of messages that had no room
 
@@ -60,7 +60,7 @@ class Listener:
         topic = self._topics.get(subject, "")
         if topic == "":
             topic = self._topic_of(subject)
-        if topic is None or (block is not None and block[8:9] == b" "):
+        if topic is None or (block is not None and is_status(block)):
             return  # a dead letter, or that nobody is there who could answer
         key, headers = (None, NO_HEADERS) if block is None else read(block)
         if reply and REPLY_TO not in headers:

@@ -42,7 +42,7 @@ class NatsOptions(TypedDict, total=False):
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How to reach NATS and what to do there.
 
-    Args:
+    Attributes:
         hosts: host:port of one or more servers of a cluster; others are learnt from these.
         user: with `password`; both may stand in the URL, `nats://user:password@host`.
         password: see `user`.
@@ -113,7 +113,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 class Nats(msgspec.Struct, frozen=True, kw_only=True):
     """What one topic, or one subscriber, asks of NATS.
 
-    Args:
+    Attributes:
         stream: of a `Topic`: the stream that keeps it. Topics may share one.
         subjects: of a `Topic`: what that stream takes, with wildcards, such as `("orders.>",)`.
         storage: of a `Topic`: "file" or "memory".

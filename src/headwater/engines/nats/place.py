@@ -181,7 +181,7 @@ class Place:
                     await self._find()
                 await self._mend()
                 tries = 0
-            except HeadwaterError as error:
+            except Exception as error:  # whatever it is, this place wants to go on
                 level = log.warning if tries == 1 else log.debug  # the first may be a server that is just coming back
                 level("cannot read %s: %s; trying again", ", ".join(self.source.topics), error)
                 await asyncio.sleep(min(_SLOWEST, 0.1 * 2.0 ** min(tries, 10)) * random.uniform(0.5, 1.0))

@@ -13,7 +13,7 @@ from .api import Api
 from .connection import Connection, Route, log
 from .consumers import PRIORITY, Cursor, Passing
 from .streams import nanoseconds
-from .wire import described, read, server_header
+from .wire import is_status, read, server_header, status
 
 EXPIRES: Final = 30.0  # seconds a request waits at the server ...
 EXPIRES_PINNED: Final = 2.0  # ... and one of an exclusive member, which says by asking that it is alive
@@ -134,7 +134,7 @@ class Pull:
 
     def _take(self, subject: bytes, reply: bytes, body: bytes, block: bytes | None) -> None:
         self._heard = self._clock()
-        if block is not None and block[8:9] == b" ":
+        if block is not None and is_status(block):
             self._hear(block)
             return
         fields = reply.split(b".")
@@ -155,8 +155,8 @@ class Pull:
             self._skip(reply)
             return
         key, headers = (None, NO_HEADERS) if block is None else read(block)
-        if self.cursor.pinned and block is not None:
-            self._pin = (server_header(block, _PIN) or b"").decode()
+        if self.cursor.pinned and block is not None and (pin := server_header(block, _PIN)):
+            self._pin = pin.decode()
         token = None
         if self.cursor.acknowledges:
             token = reply
@@ -180,17 +180,18 @@ class Pull:
         self._changed()  # there is room for another
 
     def _hear(self, block: bytes) -> None:
-        code = int(block[9:12])
+        code, text = status(block)
         if code == _HEARTBEAT:
             return
         pending = server_header(block, _PENDING)
         self._asked = max(0, self._asked - int(pending)) if pending else 0
         if code == _OTHER_PIN:
             self._pin = ""
-        elif code != _ENDED:
-            log.debug("%s on %s: %d %s", self.cursor.name, self.cursor.stream, code, described(block))
+        if code in (_OTHER_PIN, _ENDED):
+            self._changed()
+        else:
+            log.debug("%s on %s: %d %s", self.cursor.name, self.cursor.stream, code, text)
             self._break()
-        self._changed()
 
     def _break(self) -> None:
         self.broken, self._prepared = True, False

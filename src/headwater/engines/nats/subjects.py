@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 from typing import Final
 
 from ...errors import TopicNameError
@@ -18,6 +19,7 @@ _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_-]+")
 _BLANK: Final = re.compile(r"[\s\x00-\x1f\x7f]")
 
 
+@lru_cache(maxsize=4096)
 def check(name: str) -> None:
     """Raise TopicNameError for a name that is no subject."""
     if not name or _BLANK.search(name) or "{" in name or "}" in name:

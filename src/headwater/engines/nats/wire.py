@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from ...codecs.envelope import PACKED, from_text, to_text
@@ -11,6 +12,7 @@ MESSAGE_ID: Final = "Nats-Msg-Id"  # a stream drops a second message of one id
 _SERVERS: Final = "Nats-"  # headers that speak to the server, or come from it
 _BEGIN: Final = b"NATS/1.0\r\n"
 _KEY: Final = KEY.encode() + b": "
+_NAME: Final = re.compile(r"[!-9;-~]+")  # printable ASCII but for blank and colon
 _CACHED: Final = 1024  # blocks of headers: those of many messages are the same
 _AGAIN: Final = frozenset((TOPIC, GROUP, ONLY_GROUP))  # on letters and retries: another message of the same id
 
@@ -32,7 +34,7 @@ def block_of(outgoing: Outgoing, extra: bytes = b"") -> bytes:
     if key is None and not headers:
         return b"".join((_BEGIN, extra, b"\r\n")) if extra else b""
     lines = _lines_of(headers)
-    if lines is not None and (key is None or _carries(key)):
+    if lines is not None and (key is None or _is_line(key)):
         named = b"" if key is None else b"".join((_KEY, key, b"\r\n"))
     else:
         lines, named = _written(to_text(key, headers, _fits, repeats=True)), _identity(headers)
@@ -59,20 +61,16 @@ def _written(pairs: list[tuple[str, str]]) -> bytes:
 def _identity(headers: Headers) -> bytes:
     """What has a stream drop the second of two messages of one id, unless the second is meant to be another."""
     identity = headers.get_bytes(ID)
-    if not identity or not _carries(identity) or not _AGAIN.isdisjoint(headers):
+    if not identity or not _is_line(identity) or not _AGAIN.isdisjoint(headers):
         return b""
     return b"%b: %b\r\n" % (MESSAGE_ID.encode(), identity)
 
 
 def _fits(name: str, value: str) -> bool:
-    return name.isascii() and name.isprintable() and name != "" and not {" ", ":"} & set(name) and _has_one_line(value)
+    return bool(_NAME.fullmatch(name)) and _is_line(value.encode())
 
 
-def _has_one_line(value: str) -> bool:
-    return "\r" not in value and "\n" not in value
-
-
-def _carries(value: bytes) -> bool:
+def _is_line(value: bytes) -> bool:
     return b"\r" not in value and b"\n" not in value
 
 
@@ -87,40 +85,35 @@ def read(block: bytes) -> tuple[bytes | None, Headers]:
 
 
 def _read(block: bytes) -> tuple[bytes | None, Headers]:
-    key: bytes | None = None
-    identity: bytes | None = None
     pairs: list[tuple[str, bytes]] = []
+    identity: bytes | None = None
     for line in block[len(_BEGIN) :].split(b"\r\n"):
         raw, colon, value = line.partition(b":")
-        if not colon:
-            continue
         name, value = raw.decode("ascii", "backslashreplace"), value.removeprefix(b" ")
-        if name == PACKED:
-            packed_key, packed = from_text([(name, value.decode("ascii", "replace"))])
-            if packed:
-                return packed_key, packed
-        elif name == KEY:
-            key = value
-        elif not name.startswith(_SERVERS):
+        if colon and not name.startswith(_SERVERS):
             pairs.append((name, value))
         elif name == MESSAGE_ID:
             identity = value
-    if identity is not None and all(name != ID for name, _ in pairs):
+    names = dict(pairs)
+    if PACKED in names:
+        return from_text((name, value.decode(errors="replace")) for name, value in pairs)
+    if identity is not None and ID not in names:
         pairs.append((ID, identity))
-    return key, Headers(pairs) if pairs else NO_HEADERS
+    kept = [pair for pair in pairs if pair[0] != KEY]
+    return names.get(KEY), Headers(kept) if kept else NO_HEADERS
 
 
 # --- what the server says instead of a message --------------------------------------------------------
 
 
-def status(block: bytes | None) -> int | None:
-    """The code of a message that is none: 408 says that a request for messages ended. None for a message."""
-    return int(block[9:12]) if block is not None and block[8:9] == b" " else None
+def is_status(block: bytes) -> bool:
+    """Whether this is no message: `status` says what it is."""
+    return block[8:9] == b" "
 
 
-def described(block: bytes) -> str:
-    """What the server says beside the code."""
-    return block[13:].partition(b"\r\n")[0].decode(errors="replace")
+def status(block: bytes) -> tuple[int, str]:
+    """The code, such as 408 for a request that ended, and the words beside it."""
+    return int(block[9:12]), block[13:].partition(b"\r\n")[0].decode(errors="replace")
 
 
 def server_header(block: bytes, name: bytes) -> bytes | None:

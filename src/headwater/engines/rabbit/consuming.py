@@ -224,11 +224,9 @@ class Tap:
 
     async def _refresh(self) -> None:
         """Bind again what may have lost its bindings: a queue does not notice that its exchange was deleted."""
-        for binding in self._place.bindings:
-            self._topology.forget(binding.exchange)
         with suppress(HeadwaterError, TimeoutError, *LOST):  # another look follows
             async with asyncio.timeout(BEGIN):
-                await self._topology.make_place(self._link, self._place, self._options)
+                await self._topology.make_place(self._link, self._place, self._options, again=True)
 
     async def _begin_again(self) -> None:
         """Begin again as soon as it can be."""

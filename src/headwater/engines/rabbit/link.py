@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import re
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -28,6 +29,7 @@ BACKOFF: Final = Retry(backoff=(0.1, 5.0))
 LOST: Final = (aiormq.AMQPError, aiormq.ChannelInvalidStateError, OSError)
 """What a call raises whose connection or channel went away, or that the server refused by closing them."""
 
+_NOT_READY: Final = re.compile(r"down or inaccessible|does not have a replica on the local node")
 _REFUSED: Final = (403, 530)  # the reply codes for credentials, and for a virtual host that is not there or not ours
 
 
@@ -208,13 +210,13 @@ async def leave_channel(channel: DirectChannel) -> None:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether the server says that what was asked for is there, and only not ready yet."""
-    return isinstance(error, aiormq.ChannelNotFoundEntity) and "down or inaccessible" in described(error)
+    """Whether it may go well another time: the connection was lost, or what was asked for is not ready yet."""
+    return not isinstance(error, aiormq.AMQPChannelError) or _NOT_READY.search(described(error)) is not None
 
 
 def described(error: BaseException) -> str:
     """What the server or the system said, without the names of the client's classes."""
-    if isinstance(error, OSError) and error.errno and not isinstance(error, aiormq.AMQPError):
+    if isinstance(error, ConnectionError) and error.errno and not isinstance(error, aiormq.AMQPError):
         return os.strerror(error.errno)
     said = [str(part) for part in error.args if part not in (None, "")]
     return " ".join(said) or type(error).__name__

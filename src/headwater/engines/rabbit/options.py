@@ -16,7 +16,7 @@ ExchangeType = Literal["topic", "fanout", "direct", "headers"]
 class Rabbit(msgspec.Struct, frozen=True, kw_only=True):
     """Options of RabbitMQ for a subscriber, a topic, a publisher or one publish: `options=[Rabbit(...)]`.
 
-    Args:
+    Attributes:
         exchange: the exchange that is the topic, where it is not called like it; "" publishes to a queue.
         exchange_type: of an exchange that is made; one that is there keeps its own unless this is given.
         routing_key: to publish with, by default the topic; to bind a group's queue with, by default everything.

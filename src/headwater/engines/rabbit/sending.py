@@ -42,7 +42,7 @@ _NAMED: Final = re.compile(r"exchange '(.*?)'")
 _TRANSIENT: Final = Rabbit(persistent=False)  # an answer is worth nothing to who asks after a restart
 
 
-class Address(msgspec.Struct, frozen=True):
+class Target(msgspec.Struct, frozen=True):
     """Where a message goes."""
 
     exchange: str
@@ -135,7 +135,7 @@ class Sender:
         self._link = link
         self._topology = topology
         self._ladder = Ladder()
-        self._addresses: dict[str, Address] = {}
+        self._targets: dict[str, Target] = {}
         self._outlet: Outlet | None = None
         self._opening = asyncio.Lock()
         self._writing = asyncio.Lock()
@@ -151,11 +151,11 @@ class Sender:
     async def send(self, messages: Sequence[Outgoing]) -> Sequence[Receipt]:
         """As `Engine.send`."""
         batch, now = Batch(messages), time.time()
-        addresses = [self._address(outgoing) for outgoing in messages]
+        targets = [self._target(outgoing) for outgoing in messages]
         while batch.unsent:
             try:
                 outlet = await self._open_outlet()
-                await self._prepare(batch, addresses)
+                await self._prepare(batch, targets)
             except LOST:  # just now: the link will notice, too
                 await asyncio.sleep(AGAIN)
                 continue
@@ -163,39 +163,39 @@ class Sender:
                 await outlet.channel.room()  # what comes now cannot be cancelled: tags and messages stay in step
                 if outlet.channel.is_closed or not batch.unsent:
                     continue
-                self._post(outlet, batch, addresses, now)
+                self._post(outlet, batch, targets, now)
             await batch.answered
         return batch.receipts(now)
 
     # --- where to -------------------------------------------------------------------------------------
 
-    def forget_addresses(self) -> None:
+    def forget_targets(self) -> None:
         """Topics were declared: their options may say where they are."""
-        self._addresses.clear()
+        self._targets.clear()
 
-    def _address(self, outgoing: Outgoing) -> Address:
+    def _target(self, outgoing: Outgoing) -> Target:
         if outgoing.options:
             return self._find(outgoing.topic, rabbit_of(outgoing.options))
-        address = self._addresses.get(outgoing.topic)
-        if address is None:
-            address = self._addresses[outgoing.topic] = self._find(outgoing.topic, DEFAULT)
-        return address
+        target = self._targets.get(outgoing.topic)
+        if target is None:
+            target = self._targets[outgoing.topic] = self._find(outgoing.topic, DEFAULT)
+        return target
 
-    def _find(self, topic: str, given: Rabbit) -> Address:
+    def _find(self, topic: str, given: Rabbit) -> Target:
         if topic.startswith(QUEUE_PREFIX):
-            return Address("", topic[len(QUEUE_PREFIX) :], _TRANSIENT)
+            return Target("", topic[len(QUEUE_PREFIX) :], _TRANSIENT)
         options = self._topology.options(topic, given)
-        return Address(self._topology.exchange_of(topic, options), options.routing_key or topic, options)
+        return Target(self._topology.exchange_of(topic, options), options.routing_key or topic, options)
 
-    async def _prepare(self, batch: Batch, addresses: Sequence[Address]) -> None:
+    async def _prepare(self, batch: Batch, targets: Sequence[Target]) -> None:
         """Have the exchanges that the messages go through; refuse what cannot be published."""
         knows = self._topology.knows
         for index in batch.unsent:
-            outgoing, address = batch.messages[index], addresses[index]
-            if knows(address.exchange) and not outgoing.delay and not outgoing.partition and self._limit is None:
+            outgoing, target = batch.messages[index], targets[index]
+            if knows(target.exchange) and not outgoing.delay and not outgoing.partition and self._limit is None:
                 continue
             try:
-                await self._check(outgoing, address)
+                await self._check(outgoing, target)
             except HeadwaterError as error:
                 batch.errors[index] = error
             except aiormq.AMQPChannelError as error:
@@ -205,36 +205,36 @@ class Sender:
         if any(batch.errors):
             batch.unsent = [index for index in batch.unsent if batch.errors[index] is None]
 
-    async def _check(self, outgoing: Outgoing, address: Address) -> None:
+    async def _check(self, outgoing: Outgoing, target: Target) -> None:
         if outgoing.partition:
             raise NotSupportedError("rabbit", f"partition={outgoing.partition}", "a topic has none")
         if self._limit is not None and len(outgoing.body) > self._limit:
             raise MessageTooLargeError(outgoing.topic, len(outgoing.body), self._limit)
-        if not self._topology.knows(address.exchange):
+        if not self._topology.knows(target.exchange):
             check_topic(outgoing.topic)
-            await self._topology.make_topic(self._link, outgoing.topic, address.options)
+            await self._topology.make_topic(self._link, outgoing.topic, target.options)
         if outgoing.delay:
-            await self._ladder.build(self._link, levels_of(outgoing.delay), address.exchange)
+            await self._ladder.build(self._link, levels_of(outgoing.delay), target.exchange)
 
     # --- on the wire ----------------------------------------------------------------------------------
 
-    def _post(self, outlet: Outlet, batch: Batch, addresses: Sequence[Address], now: float) -> None:
+    def _post(self, outlet: Outlet, batch: Batch, targets: Sequence[Target], now: float) -> None:
         frames = list[bytes]()
         for index in batch.begin():
             try:
-                frames += self._frames(outlet.channel, batch, index, addresses[index], now)
+                frames += self._frames(outlet.channel, batch, index, targets[index], now)
             except MessageTooLargeError as error:
                 batch.errors[index] = error
                 batch.answer()
             else:
-                outlet.note(batch, index, addresses[index].exchange)
+                outlet.note(batch, index, targets[index].exchange)
         if frames:
             outlet.channel.post(b"".join(frames))
 
-    def _frames(self, channel: DirectChannel, batch: Batch, index: int, address: Address, now: float) -> list[bytes]:
-        outgoing, options = batch.messages[index], address.options
+    def _frames(self, channel: DirectChannel, batch: Batch, index: int, target: Target, now: float) -> list[bytes]:
+        outgoing, options = batch.messages[index], target.options
         number, largest = channel.number, channel.connection.connection_tune.frame_max
-        exchange, more = address.exchange, b""
+        exchange, more = target.exchange, b""
         headers = outgoing.headers if isinstance(outgoing.headers, Headers) else Headers(outgoing.headers)
         chosen = written(headers).chosen_id
         message_id = chosen or f"{self._mark}{next(self._numbers):x}".encode()
@@ -256,7 +256,7 @@ class Sender:
         if len(head) > largest:  # it must be one frame
             raise MessageTooLargeError(outgoing.topic, len(head), largest)
         batch.ids[index] = message_id.decode()
-        method = _publish_frame(number, exchange, address.key, options.mandatory and not outgoing.delay)
+        method = _publish_frame(number, exchange, target.key, options.mandatory and not outgoing.delay)
         return [method, head, *body_frames(number, outgoing.body, largest)]
 
     # --- outlets come and go --------------------------------------------------------------------------

@@ -81,33 +81,33 @@ class Server:
 
     # --- what is asked of it --------------------------------------------------------------------------
 
-    async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
-        """What a call gives, tried again while the server says that it is not ready yet.
+    async def _ask(self, call: Callable[[], Awaitable[T]], within: float = ANSWER) -> T:
+        """What a call gives that may be repeated; it is, while that may help.
 
-        Raises ConnectError after some seconds, AuthenticationError for what is not for this user.
+        Raises ConnectError after `within` seconds, AuthenticationError for what is not for this user.
         """
+        name, reason = repr(self._address), f"no answer within {within:g} s"
         try:
-            async with asyncio.timeout(ANSWER):
+            async with asyncio.timeout(within):
                 while True:
                     try:
                         return await call()
-                    except aiormq.ChannelNotFoundEntity as error:
+                    except LOST as error:
+                        reason = described(error)
+                        if isinstance(error, aiormq.ChannelAccessRefused):
+                            raise AuthenticationError(name, reason) from None
                         if not is_passing(error):
-                            raise
+                            raise ConnectError(name, reason) from error
                         await asyncio.sleep(AGAIN)
         except TimeoutError:
-            raise ConnectError(repr(self._address), f"no answer within {ANSWER:g} s") from None
-        except aiormq.ChannelAccessRefused as error:
-            raise AuthenticationError(repr(self._address), described(error)) from None
-        except LOST as error:
-            raise ConnectError(repr(self._address), described(error)) from error
+            raise ConnectError(name, reason) from None
 
     async def check(self) -> None:
         """Raise ConnectError if the server could not take a message now."""
-        await self._ask(self._check)
+        await self._ask(self._check, CHECK)
 
     async def _check(self) -> None:
-        async with asyncio.timeout(CHECK), self._publishing.channel() as channel:
+        async with self._publishing.channel() as channel:
             await channel.basic_qos(prefetch_count=1)
 
     async def declare(self, topics: Sequence[Topic], mode: DeclareMode) -> None:
@@ -115,7 +115,7 @@ class Server:
         for topic in topics:
             if make is not None:
                 await self._ask(partial(make, self._publishing, topic))
-        self.sender.forget_addresses()
+        self.sender.forget_targets()
 
     async def delete_topic(self, topic: str) -> None:
         """Its exchange, and its stream if it has one. Raises TopicNotFoundError."""
@@ -123,7 +123,7 @@ class Server:
 
     async def _delete_topic(self, topic: str) -> None:
         await self.topology.check(self._publishing, Topic(topic))
-        self.topology.forget(topic)
+        self.topology.forget()
         async with self._publishing.channel() as channel:
             await channel.exchange_delete(topic)
             if self.topology.is_kept(topic):  # else a queue of this name is somebody else's

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import aiormq
@@ -13,7 +13,6 @@ import msgspec
 from ...engine import Source, Topic
 from ...errors import ConfigurationError, NotSupportedError, TopicNotFoundError
 from ...topics import is_internal, is_pattern, retry_topic
-from .channel import DirectChannel
 from .link import Link, described, is_passing
 from .names import HUB, QUEUE_PREFIX, READER_QUEUE, group_queue, keeps, wildcard
 from .options import DEFAULT, QueueType, Rabbit, rabbit_of
@@ -140,12 +139,9 @@ class Topology:
 
     # --- topics ---------------------------------------------------------------------------------------
 
-    def forget(self, exchange: str | None = None) -> None:
-        """This exchange, or whatever there is, may be gone: look again before it is used."""
-        if exchange is None:
-            self._known.clear()
-        else:
-            self._known.discard(exchange)
+    def forget(self) -> None:
+        """Whatever there is may be gone: look again before it is used."""
+        self._known.clear()
 
     def knows(self, exchange: str) -> bool:
         """Whether this exchange is there, as far as we heard."""
@@ -169,25 +165,24 @@ class Topology:
         if not await self._is_there(link, exchange):
             raise TopicNotFoundError(topic.name)
 
-    async def make_topic(self, link: Link, topic: str, options: Rabbit) -> None:
+    async def make_topic(self, link: Link, topic: str, options: Rabbit, *, again: bool = False) -> None:
         """Have the exchange of a topic, what it passes messages on to, and the bindings of our own to it.
 
         Raises TopicNotFoundError where nothing may be made, ConfigurationError where it is there and differs.
         """
         exchange = self.exchange_of(topic, options)
-        if self.knows(exchange):
+        if self.knows(exchange) and not again:
             return
-        somebody_elses = options.exchange is not None and await self._is_there(link, exchange)
-        if not self._auto_create and not await self._is_there(link, exchange):
+        is_missing = True  # or may be: what is called like its topic is made as we know it
+        if options.exchange is not None or not self._auto_create:
+            is_missing = not await self._is_there(link, exchange)
+        if is_missing and not self._auto_create:
             raise TopicNotFoundError(topic, "and auto_create is off")
-        if self._auto_create and not somebody_elses:
+        if is_missing:
             await self._make_exchange(link, exchange, options.exchange_type)
             await self._pass_on(link, topic, exchange, options)
         self._known.add(exchange)
-        for binding in self._bindings:
-            if binding.exchange == exchange:
-                async with link.channel() as channel:
-                    await self._bind(channel, binding)
+        await self._bind_all(link, [binding for binding in self._bindings if binding.exchange == exchange])
 
     async def _is_there(self, link: Link, exchange: str) -> bool:
         try:
@@ -218,9 +213,9 @@ class Topology:
                 await channel.exchange_declare(HUB, exchange_type="topic", durable=True)
                 await channel.exchange_bind(HUB, exchange, self._key(exchange, topic))
         if keeps(topic, options.queue_type or self._queue_type):
-            await self.make_stream(link, topic, options)
+            await self._make_stream(link, topic, options)
 
-    async def make_stream(self, link: Link, topic: str, options: Rabbit) -> None:
+    async def _make_stream(self, link: Link, topic: str, options: Rabbit) -> None:
         """The stream that keeps what is published to a topic."""
         arguments: dict[str, Any] = {"x-queue-type": "stream"}
         declared = self._declared.get(topic)
@@ -233,14 +228,14 @@ class Topology:
 
     # --- queues ---------------------------------------------------------------------------------------
 
-    async def make_place(self, link: Link, place: Place, options: Rabbit) -> None:
+    async def make_place(self, link: Link, place: Place, options: Rabbit, *, again: bool = False) -> None:
         """Have a queue with its exchanges and bindings, and remember them. Raises as `make_topic` does."""
         for binding in place.bindings:
             if binding.exchange == HUB:
                 async with link.channel() as channel:
                     await channel.exchange_declare(HUB, exchange_type="topic", durable=True)
             else:
-                await self.make_topic(link, binding.topic, self.options(binding.topic, options))
+                await self.make_topic(link, binding.topic, self.options(binding.topic, options), again=again)
         await self._make_queue(link, place)
         self._bindings += [binding for binding in place.bindings if binding not in self._bindings]
 
@@ -253,17 +248,19 @@ class Topology:
             if not (place.taken_as_it_is and await queue_is_there(link, place.queue)):
                 async with link.channel() as channel:
                     await channel.queue_declare(place.queue, durable=True, arguments=place.arguments)
-            async with link.channel() as channel:
-                for binding in place.bindings:
-                    await self._bind(channel, binding)
+            await self._bind_all(link, place.bindings)
         except aiormq.ChannelPreconditionFailed as error:
             raise ConfigurationError(
                 f"the queue {place.queue!r} is there and differs: {described(error)}. Delete it, or give its options"
             ) from None
 
-    async def _bind(self, channel: DirectChannel, binding: Binding) -> None:
-        key = self._key(binding.exchange, binding.topic) if binding.key is None else binding.key
-        await channel.queue_bind(binding.queue, binding.exchange, key, arguments=dict(binding.arguments or {}))
+    async def _bind_all(self, link: Link, bindings: Sequence[Binding]) -> None:
+        if not bindings:
+            return
+        async with link.channel() as channel:
+            for one in bindings:
+                key = self._key(one.exchange, one.topic) if one.key is None else one.key
+                await channel.queue_bind(one.queue, one.exchange, key, arguments=dict(one.arguments or {}))
 
     def _key(self, exchange: str, topic: str) -> str:
         """What binds all that is published to a topic, whatever the type of its exchange is."""
