@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from headwater import Broker, ConnectError, Outgoing, Receipt
@@ -67,6 +69,33 @@ class Late(MemoryEngine):
         return super().send(messages)
 
 
+class Fickle(MemoryEngine):
+    """Refuses its first send late, once it is told to, and its second one at once; both as a lost connection does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sends = 0
+
+    async def connect(self) -> None:
+        self._told = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def refuse(self) -> None:
+        self._loop.call_soon_threadsafe(self._told.set)
+
+    def send(self, messages: Sequence[Outgoing]) -> Any:
+        self.sends += 1
+        if self.sends == 1:
+            return self._refuse_later()
+        if self.sends == 2:
+            raise ConnectError("odd://server", "connection lost before anything was written")
+        return super().send(messages)
+
+    async def _refuse_later(self) -> None:
+        await self._told.wait()
+        raise ConnectError("odd://server", "connection lost before anything was written")
+
+
 class Server(MemoryEngine):
     """There or not, as it is told; while it is not, a send waits as it does on a real one."""
 
@@ -88,6 +117,21 @@ class Server(MemoryEngine):
     async def _send_once_there(self, messages: Sequence[Outgoing]) -> Sequence[Receipt]:
         while not self.there:
             await asyncio.sleep(0.001)
+        return super().send(messages)
+
+
+class Pooled(MemoryEngine):
+    """Sends in threads of its own, which take nothing any more at the very end of a process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pool = ThreadPoolExecutor(1)
+
+    async def connect(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._pool, time.sleep, 0)
+
+    async def send(self, messages: Sequence[Outgoing]) -> Sequence[Receipt]:  # type: ignore[override]  # it waits
+        await asyncio.get_running_loop().run_in_executor(self._pool, time.sleep, 0.3)
         return super().send(messages)
 
 

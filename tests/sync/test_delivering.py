@@ -25,7 +25,7 @@ from headwater import (
 from headwater.broker import PublishNext
 from headwater.sync import DeliveryFuture, Stats
 
-from .engines import Late, Stalling, kept, on
+from .engines import Fickle, Late, Stalling, kept, on
 from .processes import finish, start
 
 
@@ -236,6 +236,28 @@ def test_what_was_certainly_not_accepted_is_tried_again_in_order() -> None:
         assert face.flush()
         assert kept(engine) == [*(b"%d" % n for n in range(100)), b"last"]
         assert face.stats == Stats(delivered=101)
+
+
+def test_what_comes_back_late_still_goes_before_what_was_published_after_it() -> None:
+    engine = Fickle()
+    with SyncBroker(on(engine)) as face:
+        first = face.publish_soon(0, "t")
+        until(lambda: engine.sends == 1)
+        second = face.publish_soon(1, "t")
+        until(lambda: face.stats.queued == 1)
+        rest = [face.publish_soon(n, "t") for n in range(2, 10)]
+        engine.refuse()
+        until(lambda: all(future.done() for future in [first, second, *rest]))
+        assert kept(engine) == [b"%d" % n for n in range(10)]
+
+
+def test_a_batch_goes_after_what_is_being_tried_again() -> None:
+    engine = Late(sends=1)
+    with SyncBroker(on(engine)) as face:
+        face.publish_soon(0, "t")
+        until(lambda: face.stats.queued == 1)
+        face.publish_many([Outgoing(1, "t"), Outgoing(2, "t")])
+        assert kept(engine) == [b"0", b"1", b"2"]
 
 
 def test_what_never_left_says_why_and_not_that_nobody_knows() -> None:

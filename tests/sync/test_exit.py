@@ -117,6 +117,17 @@ def test_a_child_of_billiard_delivers_too(store: str, topic: str, read: Read) ->
     count(store, topic, 500, read)
 
 
+def test_an_engine_with_threads_of_its_own_delivers_before_they_take_nothing_any_more(topic: str) -> None:
+    run("""
+import sys
+from headwater import SyncBroker
+from sync.engines import Pooled, on
+
+face = SyncBroker(on(Pooled()))
+face.publish_soon(1, "t")
+""")
+
+
 def test_what_could_not_be_delivered_is_counted_within_a_bound(topic: str) -> None:
     script = HEAD.replace("exit_timeout=5", "exit_timeout=0.5") + "for n in range(17): face.publish_soon(n, topic)"
     begin = time.monotonic()

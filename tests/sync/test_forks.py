@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from headwater import SyncBroker
+from servers.kafka import KafkaServer
 from servers.nats import NatsServer
 from servers.redis import RedisServer
 
@@ -122,6 +123,33 @@ def test_the_parents_connection_to_redis_is_left_alone(redis_server: RedisServer
 
 def test_the_parents_connection_to_nats_is_left_alone(nats_server: NatsServer, topic: str) -> None:
     left_alone(nats_server.url, f"of_nats('http://127.0.0.1:{nats_server.monitor_port}')", topic)
+
+
+def test_a_child_does_not_wait_for_threads_of_a_client_that_it_does_not_have(
+    kafka_server: KafkaServer, topic: str, read: Read
+) -> None:
+    """librdkafka joins its threads when it is destroyed, and a fork copies none of them."""
+    run(
+        HEAD
+        + """
+import gc
+
+face = SyncBroker(url)
+face.publish("before", topic)
+pid = os.fork()
+if not pid:
+    face.publish("from a child", topic)
+    face.close()
+    gc.collect()
+    sys.exit()  # through all finalizers of the interpreter
+assert joined(pid) == [0]
+face.publish("after", topic)
+face.close()
+""",
+        kafka_server.url,
+        topic,
+    )
+    assert contents(kafka_server.url, topic, 3, read) == ["after", "before", "from a child"]
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])

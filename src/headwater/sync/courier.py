@@ -61,6 +61,7 @@ class Courier:
             forks.leave_alone(self._holding)
         if self.spill is not None:
             self.spill.start_afresh()
+        self._numbers = itertools.count()
         self._queue: deque[DeliveryFuture] = deque()
         self._returned: list[DeliveryFuture] = []  # they come before the queue
         self._holding = None
@@ -97,6 +98,7 @@ class Courier:
 
     def take(self, delivery: DeliveryFuture) -> None:
         """Deliver this, after all that was taken before."""
+        delivery.number = next(self._numbers)
         self._queue.append(delivery)
         mailbox = self.mailbox
         if self._posted_to is not mailbox:  # once for all that comes before it hands over
@@ -272,7 +274,7 @@ class Courier:
         finally:
             watching.cancel()
             self._holding = None
-            self._queue.extendleft(reversed(self._returned))
+            self._queue.extendleft(sorted(self._returned, key=lambda delivery: delivery.number, reverse=True))
             self._returned.clear()
             if not self._is_here():  # perhaps as this loop ends
                 self._post(self.hand_over)

@@ -55,6 +55,7 @@ class DeliveryFuture(Future[Receipt]):
     """
 
     context: Context | None = None  # to publish it in; None where nothing would notice
+    number = 0  # in the order they were taken
     sent = False
     over = False  # whether its outcome is decided; who waits for it is told at that moment, or just after
     sending: asyncio.Task[Receipt] | None = None
