@@ -125,6 +125,36 @@ def test_the_parents_connection_to_nats_is_left_alone(nats_server: NatsServer, t
     left_alone(nats_server.url, f"of_nats('http://127.0.0.1:{nats_server.monitor_port}')", topic)
 
 
+def test_a_child_never_frees_the_connection_of_its_parent() -> None:
+    """Freed, a client says good-bye on the parent's socket, or waits for its threads, which a fork does not copy."""
+    run(
+        HEAD
+        + """
+import gc, weakref
+from sync.engines import Late
+
+broker = Broker()
+broker.use(Late, "odd://server")
+face = SyncBroker(broker)
+face.publish("before", topic)
+theirs = weakref.ref(broker.engine)
+
+
+def work():
+    gc.collect()
+    assert broker.engine is not theirs() and theirs() is not None
+    face.publish("from a child", topic)
+
+
+assert joined(child(work)) == [0]
+assert broker.engine is theirs()
+face.close()
+""",
+        "memory://",
+        "t",
+    )
+
+
 def test_a_child_does_not_wait_for_threads_of_a_client_that_it_does_not_have(
     kafka_server: KafkaServer, topic: str, read: Read
 ) -> None:

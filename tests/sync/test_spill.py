@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,30 @@ def test_an_engine_that_is_there_needs_no_directory(server: Server, folder: Path
         assert face.publish(1, "t").offset == 0
         assert face.stats == Stats(delivered=1)
     assert not folder.exists()
+
+
+def test_what_is_being_written_as_the_engine_comes_back_is_not_forgotten(
+    face: SyncBroker, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    face.publish(0, "t")
+    spill = face._courier.spill
+    assert spill is not None
+    write, written = spill._kept.publish_many, threading.Event()
+
+    async def slowly(messages: Sequence[Outgoing]) -> Sequence[Receipt]:
+        await asyncio.sleep(0.5)
+        written.set()
+        return await write(messages)
+
+    monkeypatch.setattr(spill._kept, "publish_many", slowly)
+    last = face.publish_soon(1, "t")
+    server.there = True
+    until(lambda: kept(server) == [b"0"])
+    assert not written.is_set()
+    assert last.result().topic == "t"
+    until(lambda: face.publish(2, "t").offset is not None)
+    until(lambda: len(kept(server)) >= 3)
+    assert numbers(server)[:2] == [0, 1]
 
 
 def test_an_engine_that_comes_and_goes_gets_all_in_order(server: Server, folder: Path) -> None:

@@ -273,16 +273,15 @@ class Shared:
         """When the main thread has ended, before thread pools refuse work, which an engine may need; and again when
         the other threads have.
 
-        Children of multiprocessing and billiard leave without the latter: they have finalizers of their own.
+        Children of multiprocessing leave without the latter; so do those of billiard, which shares its finalizers.
         """
         atexit.register(self._leave)
         try:
             threading._register_atexit(self._leave)  # type: ignore[attr-defined]  # what thread pools do
         except RuntimeError:
             pass  # it has ended already
-        for name in ("multiprocessing.util", "billiard.util"):
-            if name in sys.modules:
-                sys.modules[name].Finalize(None, self._leave, exitpriority=100)
+        if (multiprocessing := sys.modules.get("multiprocessing.util")) is not None:
+            multiprocessing.Finalize(None, self._leave, exitpriority=100)
 
     def _leave(self) -> None:
         for one in list(self.leaving):
