@@ -9,7 +9,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("django", "django") from error
 
-from .broker import broker
 from .database import afresh_connections, fresh_connections, publish_on_commit
+from .setting import broker
 
 __all__ = ["afresh_connections", "broker", "fresh_connections", "publish_on_commit"]

@@ -9,7 +9,7 @@ from django.apps import AppConfig
 from django.core import checks
 
 from ...errors import ConfigurationError
-from .broker import read_settings
+from .setting import read_settings
 
 
 class HeadwaterConfig(AppConfig):

@@ -10,7 +10,7 @@ from django.db import close_old_connections, transaction
 
 from ...codecs import Codec, encode
 from ...message import NO_HEADERS, HeadersLike, Outgoing
-from .broker import broker
+from .setting import broker
 
 
 def publish_on_commit(
