@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
-import os
 import statistics
 import subprocess
 import sys
@@ -18,8 +17,11 @@ from typing import Any
 import nats
 import redis
 import redis.asyncio as aioredis
+from confluent_kafka import Producer
 
 from headwater import Broker, Outgoing, SyncBroker
+from servers.kafka import KafkaServer  # the tests' own
+from servers.process import MissingServerError
 
 from . import servers
 from .report import Row, rate, render
@@ -165,20 +167,20 @@ def beside_gather(name: str, url: str) -> list[Row]:
 def beside_redis_py(url: str) -> list[Row]:
     topic = next(_topics)
     with SyncBroker(url) as face, redis.from_url(url) as client:
-        rows = []
-        for threads in (1, 8):
-            ours, theirs = medians(
+        return [
+            compare(
+                f"Redis, confirmed, {threads} thread{'s' if threads > 1 else ''}",
+                "redis-py",
                 lambda threads=threads: rate_of(lambda: face.publish(BODY, topic), threads),  # type: ignore[misc]
                 lambda threads=threads: rate_of(lambda: client.xadd(topic, {b"b": BODY}), threads),  # type: ignore[misc]
+                0.8,
+                1.0,
             )
-            measure = f"Redis, confirmed, {threads} thread{'s' if threads > 1 else ''}"
-            rows.append(Row(measure, "redis-py", rate(ours), rate(theirs), ours / theirs, 0.8, 1.0))
-        return rows
+            for threads, _ in THREADS
+        ]
 
 
 def beside_confluent(url: str) -> list[Row]:
-    from confluent_kafka import Producer
-
     topic = next(_topics)
     producer = Producer({"bootstrap.servers": url.partition("://")[2], "linger.ms": 0})
 
@@ -250,7 +252,10 @@ def main() -> str:
         rows += beside_gather("JetStream", nats_url)
         rows += beside_gather("Redis", redis_url)
         rows += beside_redis_py(redis_url)
-        if "HEADWATER_BENCH_KAFKA" in os.environ:
-            rows += beside_confluent(os.environ["HEADWATER_BENCH_KAFKA"])
-        rows += while_away()
+    try:
+        with KafkaServer() as kafka:
+            rows += beside_confluent(kafka.url)
+    except MissingServerError:
+        pass  # its row is left out
+    rows += while_away()
     return render("From synchronous code", rows)
