@@ -75,13 +75,11 @@ for _ in range(3):
 """
 
 
-@pytest.mark.skipif(sys.version_info[:2] == (3, 12), reason="3.12 starts no thread once the main one has ended")
 def test_threads_that_go_on_after_the_main_thread_lose_nothing(store: str, topic: str, read: Read) -> None:
     run(HEAD + LATE, store, topic)
     count(store, topic, 3 * 502, read)
 
 
-@pytest.mark.skipif(sys.version_info[:2] == (3, 12), reason="3.12 starts no thread once the main one has ended")
 def test_names_of_servers_are_resolved_after_the_main_thread(redis_server: RedisServer, topic: str, read: Read) -> None:
     run(HEAD + LATE, redis_server.url.replace("127.0.0.1", "localhost"), topic)
     count(redis_server.url, topic, 3 * 502, read)
