@@ -13,8 +13,10 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Set
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from enum import Enum
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, ParamSpec, Protocol, Self, TypeVar
+from weakref import WeakSet
 
 import msgspec
 
@@ -31,6 +33,8 @@ from .topics import is_pattern
 
 if TYPE_CHECKING:
     from .admin import Admin
+    from .integrations.asgi import Operations
+    from .observe.health import Health
     from .sync import SyncBroker
 
 BrokerLike = str | Broker
@@ -55,6 +59,24 @@ def _on_broker(method: Callable[Concatenate[Broker, P], R]) -> Callable[Concaten
     return call
 
 
+_APPS: Final = WeakSet["App"]()
+
+
+def running_apps() -> list[App]:
+    """The apps of this process that are started."""
+    return [app for app in _APPS if app.phase is not Phase.STOPPED]
+
+
+class Phase(Enum):
+    """Where an app is in its life; the value says it to those who ask why it is not ready."""
+
+    STOPPED = "it is not started"
+    STARTING = "it is starting"
+    CONNECTING = "it is started, and not connected yet"
+    RUNNING = "it runs"
+    DRAINING = "it is stopping: nothing more is received"
+
+
 class Watcher(Protocol):
     """What a test that stands around an app is asked and told."""
 
@@ -62,6 +84,7 @@ class Watcher(Protocol):
     def watch_call(self, handler: Handler, call: Call) -> Call: ...
     def gave_up(self, message: Message, error: BaseException) -> None: ...
     def quiet(self) -> None: ...
+    def hosted(self) -> AbstractAsyncContextManager[None]: ...
 
 
 class App:
@@ -138,14 +161,16 @@ class App:
         self._startup = startup
         self._brokers: list[Broker] = []
         self._running: AsyncExitStack | None = None
-        self._ready = False
+        self.phase = Phase.STOPPED
         self.consuming: list[Running] = []
         self._consumers: list[tuple[Broker, Consumer]] = []
         self._stopping: asyncio.Event | None = None
-        self._failure: BaseException | None = None
+        self.failure: BaseException | None = None
+        """What the app was stopped for, if it failed."""
         self._starting: asyncio.Task[None] | None = None
         self._connecting: asyncio.Task[None] | None = None
         self.watcher: Watcher | None = None
+        _APPS.add(self)
         if not any(callable(one) for one in self._given):
             self.set_broker([one for one in self._given if not callable(one)])
 
@@ -191,8 +216,19 @@ class App:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the app is started, not stopping, and its brokers can be reached."""
-        return self._ready and all(broker.engine.available for broker in self._brokers)
+        """Whether the app is started, not stopping, its brokers can be reached, and it consumes if it is to."""
+        return (
+            self.phase is Phase.RUNNING
+            and self.failure is None
+            and (not self.consuming or any(running.at_work for running in self.consuming))
+            and all(broker.engine.available for broker in self._brokers)
+        )
+
+    def health(self) -> Health:
+        """Whether the app lives and is ready, and why not."""
+        from .observe.health import health_of
+
+        return health_of(self)
 
     # --- acting on the first broker -------------------------------------------------------------------
 
@@ -228,8 +264,9 @@ class App:
         if self._running is not None:
             raise ConfigurationError(f"the app {self.name!r} is started already")
         self.timings.clear()
-        self._failure, self.stopped_by = None, None
+        self.failure, self.stopped_by = None, None
         self._stopping = asyncio.Event()
+        self.phase = Phase.STARTING
         async with AsyncExitStack() as started:
             started.callback(self._reset)
             await self._timed("lifespan", self._enter_lifespan(started))
@@ -248,9 +285,10 @@ class App:
             if self._connecting is None:
                 await self._timed("after_startup", self._call_hooks(self._after_startup))
             self._running = started.pop_all()
-        self._ready = self._connecting is None
+        self.phase = Phase.RUNNING if self._connecting is None else Phase.CONNECTING
         steps = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in self.timings.items())
-        self.logger.info("%s is %s: %s", self.name, "ready" if self._ready else "started, not connected yet", steps)
+        how = "ready" if self.phase is Phase.RUNNING else "started, not connected yet"
+        self.logger.info("%s is %s: %s", self.name, how, steps)
 
     @asynccontextmanager
     async def connected_broker(self) -> AsyncIterator[Broker]:
@@ -275,15 +313,44 @@ class App:
         """Stop: receive nothing more, finish what is in work, then undo the start in reverse. Idempotent."""
         running, self._running = self._running, None
         if running is not None:
-            self._ready = False
+            self.phase = Phase.DRAINING
             await running.aclose()
             self.logger.info("%s is stopped", self.name)
 
     def stop(self, reason: BaseException | None = None) -> None:
-        """Ask `run` to stop the app gracefully; with a reason `run` raises it in the end."""
-        self._failure = self._failure or reason
+        """Ask who runs the app to stop it gracefully; with a reason `run` raises it in the end."""
+        self.failure = self.failure or reason
         if self._stopping is not None:
             self._stopping.set()
+
+    def lifespan(self, asgi: object = None) -> AbstractAsyncContextManager[dict[str, Any]]:
+        """The life of the app inside that of an ASGI application: `FastAPI(lifespan=app.lifespan)`.
+
+        Its startup is complete once messages flow; it is stopped when the server ends its lifespan. The state it
+        yields is the app's context. No signal is handled. If the app fails, or stops itself, it is drained and not
+        alive any more (`health`), and a server that handles SIGTERM is sent one.
+        """
+        from .integrations.asgi import lifespan
+
+        return lifespan(self, asgi)
+
+    def lifespan_with(self, other: Lifespan) -> Callable[[object], AbstractAsyncContextManager[dict[str, Any]]]:
+        """The same around a lifespan of your own, which is entered first and left last.
+
+        What both yield is merged, into the state of the server and into the app's context.
+        """
+        from .integrations.asgi import lifespan
+
+        return lambda asgi: lifespan(self, asgi, other)
+
+    def asgi(self) -> Operations:
+        """An ASGI application: /health/live, /health/ready, and /metrics where prometheus-client is installed.
+
+        Served by itself it starts and stops the app; mounted in another application it does not.
+        """
+        from .integrations.asgi import Operations
+
+        return Operations(self)
 
     async def run(self) -> None:
         """Start, run until SIGINT, SIGTERM or `stop`, and stop gracefully. A second signal stops at once.
@@ -295,18 +362,23 @@ class App:
             try:
                 await self._starting
             except asyncio.CancelledError:
-                if self._failure is None and self.stopped_by is None:
+                if self.failure is None and self.stopped_by is None:
                     raise
                 return
             finally:
                 self._starting = None
-            assert self._stopping is not None
             try:
-                await self._stopping.wait()
+                await self.asked_to_stop()
             finally:
                 await self.shutdown()
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
+
+    async def asked_to_stop(self) -> None:
+        """Wait until somebody calls `stop`, as what fails for good does."""
+        if self._stopping is None:
+            raise ConfigurationError(f"the app {self.name!r} is not started: there is nothing to stop")
+        await self._stopping.wait()
 
     def _on_signal(self, number: signal.Signals) -> None:
         self.stopped_by = self.stopped_by or number
@@ -319,8 +391,12 @@ class App:
         self.stop()
 
     async def drain(self) -> None:
-        """Receive nothing more and finish what is in work, within `graceful_timeout` seconds; stay connected."""
-        self._ready = False
+        """Receive nothing more and finish what is in work, within `graceful_timeout` seconds; stay connected.
+
+        From now on the app is not ready. Under a web server, call it before the server is told to stop.
+        """
+        if self.phase is not Phase.STARTING:  # or a failing start, which stays one
+            self.phase = Phase.DRAINING
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.gather(self._connecting, return_exceptions=True)
@@ -336,6 +412,7 @@ class App:
     def _reset(self) -> None:
         self.context.clear()
         self._stopping = None
+        self.phase = Phase.STOPPED
         if any(callable(one) for one in self._given):
             self._brokers = []
 
@@ -487,7 +564,7 @@ class App:
             self.logger.exception("%s cannot start", self.name)
             self.stop(error)
         else:
-            self._ready, self._connecting = True, None
+            self.phase, self._connecting = Phase.RUNNING, None
             self.logger.info("%s is connected", self.name)
 
     async def _declare_topics(self) -> None:
@@ -530,7 +607,6 @@ class App:
     def _on_worker_end(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.logger.error("a subscription of %s failed: %s", self.name, error, exc_info=error)
-            self._ready = False
             self.stop(error)
 
     @asynccontextmanager

@@ -259,6 +259,11 @@ class Running:
         self.task: asyncio.Task[None]
         self.subscription: Subscription
 
+    @property
+    def at_work(self) -> bool:
+        """Whether it still receives: neither failed nor ended by StopConsuming."""
+        return not self.task.done()
+
     async def start(self, on_end: Callable[[asyncio.Task[None]], None]) -> None:
         """Returns once the place in the subscription is taken, so that no message from now on is missed."""
         capabilities = self.worker.settings.capabilities

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -14,6 +14,7 @@ from ..app import App
 from ..broker import Broker
 from ..depends import name_of
 from ..engines.memory import MemoryEngine, received
+from ..errors import ConfigurationError
 from ..handler import Call, Handler
 from ..message import SETTLED, Message, Receipt
 from ..sync.thread import Mailbox
@@ -131,6 +132,31 @@ class TestApp:
         """The dead letters of a topic."""
         return [message for message in self.published(dead_topic(topic)) if SETTLED not in message.headers]
 
+    @asynccontextmanager
+    async def hosted(self) -> AsyncIterator[None]:
+        """The app runs in this loop as long as this lasts: in the lifespan of a web application under test.
+
+        An asynchronous test shares its loop with the web application, where the app runs already. That of a
+        synchronous test moves here, into the loop of the TestClient, and back to its own in the end.
+        """
+        thread, here = self._thread, asyncio.get_running_loop()
+        if thread is None and self.app.broker.loop is here:
+            yield
+            return
+        if thread is None:
+            raise ConfigurationError(
+                "the TestApp runs in another event loop than this web application: use `with TestApp(app)` beside a "
+                "TestClient, or httpx.AsyncClient in an asynchronous test"
+            )
+        await asyncio.wrap_future(thread.mailbox.submit(self.app.shutdown))
+        self._changed, thread.guest = asyncio.Event(), Mailbox(here)
+        try:
+            async with self.app:
+                yield
+        finally:
+            self._changed, thread.guest = asyncio.Event(), None
+            await asyncio.wrap_future(thread.mailbox.submit(self.app.start))
+
     @contextmanager
     def override(self, dependency: Callable[..., Any], fake: Callable[..., Any]) -> Iterator[None]:
         """Have handlers depend on `fake` instead, while the context lasts."""
@@ -209,17 +235,20 @@ class _LoopThread:
     """An event loop in a thread of its own: the app runs beside a synchronous test, and its `sync` works there."""
 
     def __init__(self) -> None:
-        self._mailbox: Future[Mailbox] = Future()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="headwater-test")
+        started: Future[Mailbox] = Future()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(started)), name="headwater-test")
         self._thread.start()
+        self.mailbox = started.result()
+        self.guest: Mailbox | None = None
+        """Of another loop, while the app runs there."""
 
-    async def _serve(self) -> None:
+    async def _serve(self, started: Future[Mailbox]) -> None:
         self._stopped = asyncio.Event()
-        self._mailbox.set_result(Mailbox(asyncio.get_running_loop()))
+        started.set_result(Mailbox(asyncio.get_running_loop()))
         await self._stopped.wait()
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        future = self._mailbox.result().submit(work)
+        future = (self.guest or self.mailbox).submit(work)
         try:
             return future.result()
         except BaseException:
@@ -227,7 +256,7 @@ class _LoopThread:
             raise
 
     def stop(self) -> None:
-        self._mailbox.result().post(lambda: self._stopped.set())
+        self.mailbox.post(self._stopped.set)
         self._thread.join()
 
 
