@@ -27,6 +27,7 @@ from .engine import DeclareMode, Topic
 from .errors import AuthenticationError, ConfigurationError, ConnectError, NoBrokerError
 from .handler import Call, Handler, Middleware
 from .message import Message
+from .observe.logs import are_configured
 from .retry import Retry
 from .router import Router, publishers_of, refuse
 from .topics import is_pattern
@@ -529,7 +530,7 @@ class App:
 
     def _environment(self, broker: Broker) -> Environment:
         injectables = {App: self, Broker: broker, logging.Logger: self.logger}
-        return Environment(self.logger, injectables, self.context, self.overrides)
+        return Environment(self.logger, injectables, self.context, self.overrides, are_configured())
 
     async def _bring_up(self) -> None:
         try:
