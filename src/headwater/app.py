@@ -35,7 +35,7 @@ from .topics import is_pattern
 if TYPE_CHECKING:
     from .admin import Admin
     from .integrations.asgi import Operations
-    from .observe.health import Health
+    from .observe.health import AppHealth
     from .sync import SyncBroker
 
 BrokerLike = str | Broker
@@ -225,7 +225,7 @@ class App:
             and all(broker.engine.available for broker in self._brokers)
         )
 
-    def health(self) -> Health:
+    def health(self) -> AppHealth:
         """Whether the app lives and is ready, and why not."""
         from .observe.health import health_of
 
