@@ -122,7 +122,9 @@ async def test_an_app_that_stops_itself_is_drained_and_asks_a_server_that_handle
         async with app.lifespan(None):
             await app.publish(1, "orders")
             await asyncio.wait_for(asked.wait(), 5)
-            assert app.health() == AppHealth(live=True, ready=False, reasons=("it is stopping: nothing more is received",))
+            assert app.health() == AppHealth(
+                live=True, ready=False, reasons=("it is stopping: nothing more is received",)
+            )
     finally:
         asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
 
