@@ -90,7 +90,7 @@ def run(
             raise Failure(
                 f"{target} is a URL, and this wants an app: give module:app, and the URL with --broker", USAGE
             )
-        command = [sys.executable, "-m", "headwater", *sys.argv[1:]]  # a worker is this same command, on a cord
+        command = [sys.executable, *sys.orig_argv[1:]]  # a worker is this same command, on a cord
         watch = Path.cwd() if reload else None
         raise typer.Exit(supervise(command, workers, watch=watch, web=(host, port), http=probed))
     if end is not None:
