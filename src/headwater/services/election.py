@@ -196,15 +196,19 @@ class Election:
         except (FileNotFoundError, ConnectionRefusedError):
             await asyncio.sleep(ABOUT_TO_LISTEN)
             return
+        exported: Mapping[str, str] = {}
         try:
             while line := await _line_of(reader):
                 message = json.loads(line)
                 if "failed" in message:
                     raise _unpacked(message["failed"])
-                os.environ.update(message["exports"])
+                exported = message["exports"]
+                os.environ.update(exported)
                 self._be_ready()
         finally:
             writer.close()
+            for name in exported:
+                os.environ.pop(name, None)
         if self._ready.done():
             _log.info("the process that held the services is gone: another takes over")
 

@@ -19,7 +19,7 @@ import select
 import sys
 import time
 from collections.abc import Iterator
-from errno import ESRCH
+from errno import ENOENT, ENOTDIR, ESRCH
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 LOOK_AGAIN = 0.02  # seconds between two looks for what was not killed yet
@@ -143,11 +143,24 @@ def become(command: list[str], user: str, stop_signal: int, guard: int, tell: in
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # after setuid, which takes it back
         if os.getppid() != guard:  # too late, it is dead already
             raise OSError(ESRCH, "no guard")
-        os.execvp(command[0], command)
+        execute(command)
     except OSError as error:
         os.write(tell, b"%d" % (error.errno or 0))
     finally:
         os._exit(127)
+
+
+def execute(command: list[str]) -> None:
+    """As `os.execvp`, which imports modules: another user may not be allowed to read those."""
+    program, refusal = command[0], OSError(ENOENT, "not found")
+    folders = [""] if "/" in program else os.environ.get("PATH", os.defpath).split(":")
+    for folder in folders:
+        try:
+            os.execv(os.path.join(folder, program), command)
+        except OSError as error:
+            if error.errno not in (ENOENT, ENOTDIR):
+                refusal = error
+    raise refusal
 
 
 def descendants() -> Iterator[tuple[int, int]]:

@@ -65,7 +65,7 @@ class Service:
         health: a probe or a function asked every 10 seconds while it runs, or a `HealthCheck`, which says how often.
         after: services that have to be ready before, and are stopped after it.
         exports: variables for our own process, or a function that is given the service and returns them; they are in
-            `os.environ` once it is ready. So a port found at start is told to whoever needs it.
+            `os.environ` from when it is ready until it is stopped. So a port found at start is told to who needs it.
         log_level: of all of its lines, or a function that tells that of each. Without, it is guessed from the line.
         on_ready: called with the service whenever it has become ready; what it raises fails the start.
         on_exit: called with the service whenever it has ended.
@@ -164,6 +164,7 @@ class Service:
             self.state = State.STOPPING
             await self._end(self._run)
             _log.info("%s is stopped: it %s", self.name, self._run.how_it_ended())
+        self._take_back_exports()
         if self.state is not State.FAILED:
             self.state = State.STOPPED
 
@@ -211,10 +212,16 @@ class Service:
 
     async def _become_ready(self) -> None:
         if self._exports is not None:
+            self._take_back_exports()
             self.exported = dict(self._exports(self) if callable(self._exports) else self._exports)
             os.environ.update(self.exported)
         if self._on_ready is not None:
             await call(self._on_ready, self)
+
+    def _take_back_exports(self) -> None:
+        for name in self.exported:
+            os.environ.pop(name, None)
+        self.exported = {}
 
     async def _end(self, run: Run) -> None:
         try:
