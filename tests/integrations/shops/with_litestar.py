@@ -1,0 +1,23 @@
+"""The shop in Litestar."""
+
+import events
+from litestar import Litestar, asgi, get, post
+
+
+@post("/orders/{n:int}")
+async def order(n: int, topic: str = "orders") -> str:
+    return await events.order(n, topic)
+
+
+@get("/prices/{n:int}")
+async def ask(n: int) -> int:
+    return await events.ask(n)
+
+
+@get("/signals")
+async def signals() -> bool:
+    return await events.signals_are_the_servers()
+
+
+operations = asgi("/ops", is_mount=True, copy_scope=True)(events.app.asgi())
+api = Litestar([order, ask, signals, operations], lifespan=[events.app.lifespan_with(events.lifespan)])
