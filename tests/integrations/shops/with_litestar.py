@@ -2,15 +2,16 @@
 
 import events
 from litestar import Litestar, asgi, get, post
+from litestar.params import FromPath, FromQuery
 
 
 @post("/orders/{n:int}")
-async def order(n: int, topic: str = "orders") -> str:
+async def order(n: FromPath[int], topic: FromQuery[str] = "orders") -> str:
     return await events.order(n, topic)
 
 
 @get("/prices/{n:int}")
-async def ask(n: int) -> int:
+async def ask(n: FromPath[int]) -> int:
     return await events.ask(n)
 
 
