@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import signal
 import socket
@@ -82,11 +83,14 @@ def _wait_for_port(server: Server) -> None:
             time.sleep(0.02)
 
 
-def ask(port: int, method: str, path: str) -> tuple[int, str]:
-    """The status and the body of an answer."""
+def ask(port: int, method: str, path: str, body: object = None) -> tuple[int, str]:
+    """The status and the body of an answer; a body is sent as JSON."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     try:
-        connection.request(method, path)
+        if body is None:
+            connection.request(method, path)
+        else:
+            connection.request(method, path, json.dumps(body), {"content-type": "application/json"})
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
     finally:
