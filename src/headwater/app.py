@@ -27,6 +27,7 @@ from .engine import DeclareMode, Topic
 from .errors import AuthenticationError, ConfigurationError, ConnectError, NoBrokerError
 from .handler import Call, Handler, Middleware
 from .message import Message
+from .observe.logs import are_configured
 from .retry import Retry
 from .router import Router, publishers_of, refuse
 from .topics import is_pattern
@@ -34,7 +35,7 @@ from .topics import is_pattern
 if TYPE_CHECKING:
     from .admin import Admin
     from .integrations.asgi import Operations
-    from .observe.health import Health
+    from .observe.health import AppHealth
     from .sync import SyncBroker
 
 BrokerLike = str | Broker
@@ -224,7 +225,7 @@ class App:
             and all(broker.engine.available for broker in self._brokers)
         )
 
-    def health(self) -> Health:
+    def health(self) -> AppHealth:
         """Whether the app lives and is ready, and why not."""
         from .observe.health import health_of
 
@@ -529,7 +530,7 @@ class App:
 
     def _environment(self, broker: Broker) -> Environment:
         injectables = {App: self, Broker: broker, logging.Logger: self.logger}
-        return Environment(self.logger, injectables, self.context, self.overrides)
+        return Environment(self.logger, injectables, self.context, self.overrides, are_configured())
 
     async def _bring_up(self) -> None:
         try:

@@ -24,6 +24,7 @@ HeadwaterError
 ├── GroupNotFoundError            .group
 ├── PartitionLostError            another member has it now           .topic .partition .group
 ├── OffsetOutOfRangeError         .topic .partition .offset .earliest .latest
+├── ServiceError                  a child service failed              .name .exit_code .probe .lines
 ├── StoreError                    the embedded log                    .path
 │   ├── StoreNotFoundError        there is no store in this directory
 │   ├── StoreVersionError         written by a newer Headwater
@@ -245,6 +246,21 @@ class OffsetOutOfRangeError(HeadwaterError):
         )
         self.topic, self.partition, self.offset = topic, partition, offset
         self.earliest, self.latest = earliest, latest
+
+
+class ServiceError(HeadwaterError):
+    """A child service could not be started, was not ready in time, or has ended for good.
+
+    `exit_code` is None while its program runs; a negative one is the signal that ended it. `probe` is the part of the
+    readiness, or the health, that failed; `lines` are the last that the service wrote, of which the text shows some.
+    """
+
+    def __init__(
+        self, name: str, reason: str, *, exit_code: int | None = None, probe: str = "", lines: Sequence[str] = ()
+    ) -> None:
+        said = "".join(f"\n  | {line}" for line in lines[-20:])
+        super().__init__(f"service {name!r} {reason}" + (f"; its last lines:{said}" if said else ""))
+        self.name, self.reason, self.exit_code, self.probe, self.lines = name, reason, exit_code, probe, tuple(lines)
 
 
 class StoreError(HeadwaterError):

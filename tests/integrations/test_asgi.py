@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from headwater import App, Broker, ConfigurationError, Context, StopApp, StopConsuming
-from headwater.observe.health import Health
+from headwater.observe.health import AppHealth
 
 
 def client_of(asgi: Any) -> httpx2.AsyncClient:
@@ -122,7 +122,9 @@ async def test_an_app_that_stops_itself_is_drained_and_asks_a_server_that_handle
         async with app.lifespan(None):
             await app.publish(1, "orders")
             await asyncio.wait_for(asked.wait(), 5)
-            assert app.health() == Health(live=True, ready=False, reasons=("it is stopping: nothing more is received",))
+            assert app.health() == AppHealth(
+                live=True, ready=False, reasons=("it is stopping: nothing more is received",)
+            )
     finally:
         asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
 

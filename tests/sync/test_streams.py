@@ -126,3 +126,24 @@ def test_an_interrupted_stream_is_closed_and_its_broker_goes_on() -> None:
     time.sleep(0.2)  # until it waits: a signal before that would interrupt something else
     process.send_signal(signal.SIGINT)
     assert finish(process) == ("interrupted None set()\nt\n", "")
+
+
+def test_a_paused_one_waits_for_another_thread_to_resume_it(filled: SyncBroker, topic: str) -> None:
+    resumed = threading.Event()
+
+    def resume() -> None:
+        resumed.set()
+        stream.resume()
+
+    with filled.stream(topic, start="earliest") as stream:
+        assert next(stream).value == 0
+        stream.pause()
+        resuming = threading.Timer(0.05, resume)
+        resuming.start()
+        assert next(stream).value == 1
+        assert resumed.is_set()
+        resuming.join()
+        (place,) = stream.position
+        assert [next(stream).value for _ in range(2)] == [2, 3]
+        stream.seek(place)
+        assert next(stream).value == 2

@@ -9,7 +9,7 @@ from ..app import App, Phase
 
 
 @dataclass(frozen=True, slots=True)
-class Health:
+class AppHealth:
     """What a probe is told. `reasons` say why an app is not ready, or does not live; empty if all is well.
 
     `ready`: it is started, its brokers can be reached, and it consumes, if it is to; not while it stops.
@@ -21,9 +21,9 @@ class Health:
     reasons: tuple[str, ...] = ()
 
 
-def health_of(app: App) -> Health:
+def health_of(app: App) -> AppHealth:
     """The health of this process: other workers have their own."""
-    return Health(app.failure is None, app.is_ready, tuple(_reasons(app)))
+    return AppHealth(app.failure is None, app.is_ready, tuple(_reasons(app)))
 
 
 def _reasons(app: App) -> Iterator[str]:

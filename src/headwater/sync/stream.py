@@ -52,11 +52,42 @@ class SyncStream(Iterator[Message]):
         """The message at this position comes next. An int is an offset of the only topic's only partition."""
 
         async def seek(_rest: float) -> None:
-            self._stream.give_back(self._ahead)
-            self._ahead.clear()
+            self._give_back()
             await self._stream.seek(position)
 
         self._call(seek)
+
+    def _give_back(self) -> None:
+        """What was taken for us and not asked for comes next once more."""
+        self._stream.give_back(self._ahead)
+        self._ahead.clear()
+
+    @property
+    def position(self) -> tuple[Position, ...]:
+        """As `Stream.position`."""
+
+        async def position(_rest: float) -> tuple[Position, ...]:
+            self._give_back()
+            return self._stream.position
+
+        return self._call(position)
+
+    def pause(self) -> None:
+        """As `Stream.pause`. Another thread resumes it."""
+
+        async def pause(_rest: float) -> None:
+            self._give_back()
+            self._stream.pause()
+
+        self._call(pause)
+
+    def resume(self) -> None:
+        """Go on."""
+
+        async def resume(_rest: float) -> None:
+            self._stream.resume()
+
+        self._call(resume)
 
     def open(self) -> None:
         """Take the place in the topic; the first message asked for does it too. Raises as `Stream.open`."""
