@@ -45,6 +45,7 @@ KINDS = {
     "hypercorn": Kind("hypercorn {api} -w 0 -b 127.0.0.1:{port}"),
     # Once the first worker has ended it kills the others, in the middle of their work.
     "hypercorn-2": Kind("hypercorn {api} -w 2 -b 127.0.0.1:{port}", 2, finishes=False),
+    "headwater-run-2": Kind("headwater run {api} --workers 2 --port {port}", 2),
     "granian-2": Kind("granian {api} --interface asgi --workers 2 --port {port}", 2),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
