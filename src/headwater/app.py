@@ -30,6 +30,7 @@ from .message import Message
 from .observe.logs import are_configured
 from .retry import Retry
 from .router import Router, publishers_of, refuse
+from .services import Service, Services
 from .topics import is_pattern
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class App:
         after_startup: hooks once messages flow.
         on_shutdown: hooks after the last message was handled, while publishing still works.
         after_shutdown: hooks after the brokers are closed.
+        services: child services, started before all else and stopped after it. One that ends for good stops the app.
         middleware: around every handler, the first outermost.
         dependencies: called before every handler.
         logger: takes what the app and its handlers log, and is given to handlers; by default "headwater.NAME".
@@ -126,6 +128,7 @@ class App:
         after_startup: Sequence[Hook] = (),
         on_shutdown: Sequence[Hook] = (),
         after_shutdown: Sequence[Hook] = (),
+        services: Sequence[Service] = (),
         middleware: Sequence[Middleware] = (),
         dependencies: Sequence[Any] = (),
         logger: logging.Logger | None = None,
@@ -149,6 +152,7 @@ class App:
         """The signal that ended the last `run`, if one did."""
         worker = os.environ.get("HEADWATER_WORKER_ID")
         self.worker_id = int(worker) if worker else None
+        self.services = Services(*services)
         self.overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
         self.router = Router(middleware=middleware, dependencies=dependencies)
         self.subscriber = self.router.subscriber
@@ -260,8 +264,11 @@ class App:
     ) -> None:
         await self.shutdown()
 
-    async def start(self) -> None:
-        """Start, step by step; a failure stops what had started, and only that, and is raised."""
+    async def start(self, *, share_services: bool = False) -> None:
+        """Start, step by step; a failure stops what had started, and only that, and is raised.
+
+        With `share_services` one of the processes of a server that do this holds the services for all of them.
+        """
         if self._running is not None:
             raise ConfigurationError(f"the app {self.name!r} is started already")
         self.timings.clear()
@@ -270,6 +277,9 @@ class App:
         self.phase = Phase.STARTING
         async with AsyncExitStack() as started:
             started.callback(self._reset)
+            if self.services.services and self.watcher is None:  # a test runs no server
+                await self._timed("services", self.services.start(elect=share_services, on_failure=self.stop))
+                started.push_async_callback(self.services.stop)
             await self._timed("lifespan", self._enter_lifespan(started))
             await self._timed("on_startup", self._call_hooks(self._on_startup))
             started.push_async_callback(self._call_all, self._after_shutdown)

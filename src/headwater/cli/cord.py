@@ -16,7 +16,7 @@ from typing import Final, Self
 VARIABLE: Final = "HEADWATER_CORD"  # the worker's file descriptor, in its environment
 MARGIN: Final = 10.0  # seconds a stop may take beyond the app's `graceful_timeout`: hooks, flushing, closing
 
-LOADED, READY, HOPELESS, LISTEN = "loaded", "ready", "hopeless", "listen"
+LOADED, READY, HOPELESS, LISTEN, SERVICES = "loaded", "ready", "hopeless", "listen", "services"
 
 
 class WorkerEnd:
@@ -52,6 +52,10 @@ class WorkerEnd:
     def tell_hopeless(self) -> None:
         """Say that another try must fail in the same way."""
         self._say(HOPELESS)
+
+    def tell_services(self) -> None:
+        """Say that the app has services, which the supervisor is to hold before it starts this worker again."""
+        self._say(SERVICES)
 
     def ask_for_socket(self) -> socket.socket:
         """The socket that listens for all workers. A supervisor that has none stops this process instead."""

@@ -20,6 +20,7 @@ import typer
 from ..app import App
 from ..errors import ConfigurationError, HeadwaterError
 from ..observe.logs import JsonFormatter, configure_logging
+from ..services.group import Services, held_by_parent
 from . import cord, probes
 from .cord import WorkerEnd
 from .output import Failure, tell_failure, unfolded
@@ -52,6 +53,8 @@ signal stops at once. Exits 0 after SIGTERM, 130 after Ctrl-C, 1 if the app fail
 An ASGI application, such as FastAPI's, is served by uvicorn on --host and --port, with the same logs, workers and
 reload. --http serves probes and metrics of an app that has no web server, of all its workers: /health/live,
 /health/ready, /metrics.
+
+Services of the app run once: with --workers or --reload in the supervisor, which then imports the app, too.
 
 With --workers N a supervisor starts N fresh interpreters. A worker that dies is started again after
 {BACKOFF[0]:g} s, then twice as long each time, at most {BACKOFF[1]:g} s; one that was ready for {SETTLED:g} s starts
@@ -92,11 +95,18 @@ def run(
             )
         command = [sys.executable, *sys.orig_argv[1:]]  # a worker is this same command, on a cord
         watch = Path.cwd() if reload else None
-        raise typer.Exit(supervise(command, workers, watch=watch, web=(host, port), http=probed))
+
+        def services() -> Services:
+            found: App = load_app(target, factory=factory)
+            return found.services
+
+        raise typer.Exit(supervise(command, workers, services, watch=watch, web=(host, port), http=probed))
     if end is not None:
         end.hold()
     found = load_app(target, factory=factory)
-    if isinstance(found, App):
+    if end is not None and isinstance(found, App) and found.services.services and not held_by_parent():
+        end.tell_services()
+    elif isinstance(found, App):
         serve(found, end, probed)
     elif probed is not None:
         raise Failure(f"{target} is a web application, and serves itself: give --host and --port", USAGE)

@@ -14,7 +14,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
-from ..errors import MissingExtraError
+from ..errors import MissingExtraError, ServiceError
+from ..services.group import HELD_BY_PARENT, Services
 from . import cord
 from .cord import SupervisorEnd
 from .output import Failure, tell_failure
@@ -40,6 +41,7 @@ class Worker:
         self._loaded = loaded
         self._listen = listen
         self.hopeless = False
+        self.wants_services = False
         self.dismissed = False
         self.killed = False
         self._patience = UNKNOWN_PATIENCE
@@ -80,6 +82,8 @@ class Worker:
             _log.info("%s is ready", self)
         elif word == cord.HOPELESS:
             self.hopeless = True
+        elif word == cord.SERVICES:
+            self.wants_services = True
         elif word == cord.LISTEN and (listening := self._listen()) is not None:
             self._cord.give(listening)
 
@@ -119,12 +123,14 @@ class Supervisor:
 
     With `watch` all are started again when a Python file below that directory changes, and a dead one waits for
     that instead of being tried again. `web` is where workers that serve HTTP listen, `http` where all are probed.
+    `services` gives those of the app; it is called if a worker finds that there are some.
     """
 
     def __init__(
         self,
         command: Sequence[str],
         count: int,
+        services: Callable[[], Services],
         *,
         watch: Path | None = None,
         web: Address | None = None,
@@ -132,6 +138,9 @@ class Supervisor:
     ) -> None:
         self._command = command
         self._count = count
+        self._find_services = services
+        self._services: Services | None = None
+        self._variables: dict[str, str] = {}  # for workers
         self._watch = watch
         self._web = web
         self._http = http
@@ -153,6 +162,7 @@ class Supervisor:
             open_things.callback(self._probes.close)
             if self._http is not None:
                 await open_things.enter_async_context(serving(self._probes, place=listen(*self._http)))
+            open_things.push_async_callback(self._stop_services)
             async with asyncio.TaskGroup() as group:
                 for number in range(self._count):
                     group.create_task(self._keep(number))
@@ -169,6 +179,32 @@ class Supervisor:
                 tell_failure(failure.reason)
                 self._stop(failure.code)
         return self._listening
+
+    async def _start_services(self) -> None:
+        """Hold the services of the app from now on, for all workers; without them all ends."""
+        try:
+            services = await asyncio.to_thread(self._find_services)
+            starting = asyncio.create_task(services.start(on_failure=self._service_failed))
+            stopping = asyncio.create_task(self._stopping.wait())
+            await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            if starting.done():
+                starting.result()
+                self._services = services
+                self._variables |= HELD_BY_PARENT
+            else:
+                starting.cancel()
+                await asyncio.wait([starting])
+        except (ServiceError, Failure) as error:
+            self._service_failed(error)
+
+    def _service_failed(self, error: ServiceError | Failure) -> None:
+        tell_failure(str(error))
+        self._stop(1)
+
+    async def _stop_services(self) -> None:
+        if self._services is not None:
+            await self._services.stop()
 
     def _on_signal(self, number: signal.Signals) -> None:
         self._stop(130 if number == signal.SIGINT else 0, number)
@@ -195,6 +231,9 @@ class Supervisor:
             except OSError as error:  # no process to be had
                 _log.error("worker %d cannot be started: %s", number, error)
                 code = 1
+            if worker.wants_services:
+                await self._start_services()
+                continue
             if worker.killed:
                 self._code = self._code or 1
             if worker.dismissed:
@@ -207,7 +246,7 @@ class Supervisor:
 
     async def _outlive(self, worker: Worker, changed: asyncio.Event) -> int:
         probed = {} if self._http is None else {PROBES: self._probes.path_of(worker.number)}
-        await worker.start(self._command, probed)
+        await worker.start(self._command, self._variables | probed)
         self._workers[worker.number] = worker
         _log.info("%s is started", worker)
         if self._stopping.is_set() or changed.is_set():  # while it was being started
@@ -279,7 +318,14 @@ def _ended(code: int) -> str:
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
-def supervise(command: Sequence[str], count: int, *, watch: Path | None = None, **where: Address | None) -> int:
+def supervise(
+    command: Sequence[str],
+    count: int,
+    services: Callable[[], Services],
+    *,
+    watch: Path | None = None,
+    **where: Address | None,
+) -> int:
     """Run workers until they are stopped; the exit code. Raises MissingExtraError if watching needs a package."""
     if watch is not None:
         try:
@@ -288,6 +334,6 @@ def supervise(command: Sequence[str], count: int, *, watch: Path | None = None, 
             raise MissingExtraError("watchfiles", "reload") from error
 
     async def run() -> int:
-        return await Supervisor(command, count, watch=watch, **where).run()
+        return await Supervisor(command, count, services, watch=watch, **where).run()
 
     return asyncio.run(run())

@@ -30,7 +30,11 @@ async def lifespan(app: App, asgi: object, other: Lifespan | None = None) -> Asy
     async with AsyncExitStack() as entered:
         if other is not None:
             app.context.update(_mapping(await entered.enter_async_context(other(asgi))))
-        await entered.enter_async_context(app if app.watcher is None else app.watcher.hosted())
+        if app.watcher is not None:
+            await entered.enter_async_context(app.watcher.hosted())
+        else:
+            await app.start(share_services=True)
+            entered.push_async_callback(app.shutdown)
         watching = asyncio.create_task(_watch(app), name="headwater lifespan")
         entered.callback(watching.cancel)
         yield {**app.context, STATE: app}
