@@ -41,3 +41,29 @@ def test_a_shop_runs_under_uvicorn_on_the_broker_that_a_variable_names(shop: str
             assert time.monotonic() < deadline
             time.sleep(0.02)
     assert "Traceback" not in server.read_text()
+
+
+# --- logs -------------------------------------------------------------------------------------------------
+
+OURS = "import headwater; headwater.configure_logging()"
+HOST = "import logging; logging.basicConfig(level='INFO', format='%(name)s: %(message)s')"
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("command", "first"),
+    [("uvicorn", OURS), ("uvicorn", HOST), ("headwater run", "")],
+    ids=["uvicorn, with one call", "uvicorn, with logging of the host", "headwater run"],
+)
+def test_the_same_application_logs_under_uvicorn_and_under_headwater_run(
+    command: str, first: str, tmp_path: Path
+) -> None:
+    (tmp_path / "main.py").write_text(f"{first}\nfrom fastapi_shop import api\n")
+    port = free_port()
+    arguments = ["-m", *command.split(), "main:api", "--port", str(port)]
+    with serving(arguments, tmp_path, port, PYTHONPATH=str(EXAMPLES)) as server:
+        get(port, "/prices/pear")
+        server.stop()
+    log = server.read_text()
+    for line in ("headwater.shop: shop is ready: ", "headwater.shop: shop is stopped", "Application startup complete."):
+        assert log.count(line) == 1, log

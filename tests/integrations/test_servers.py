@@ -49,6 +49,10 @@ KINDS = {
     "granian-2": Kind("granian {api} --interface asgi --workers 2 --port {port}", 2),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+# Those that stop in a way of their own: the others are stopped by the same code.
+each_way_to_stop = pytest.mark.parametrize(
+    "kind", ["uvicorn", "uvicorn-3", "gunicorn-2-preload", "hypercorn", "hypercorn-2", "granian-2"]
+)
 
 
 class Shop:
@@ -123,8 +127,12 @@ def test_so_it_is_in_other_frameworks(api: str, shop: Shop) -> None:
 # --- stopping -----------------------------------------------------------------------------------------
 
 
-@every_kind
-def test_a_stop_finishes_what_is_in_work_and_the_next_start_takes_up_the_rest(kind: Kind, shop: Shop) -> None:
+@each_way_to_stop
+def test_a_stop_finishes_what_is_in_work_and_the_next_start_takes_up_the_rest(kind: str, shop: Shop) -> None:
+    finishes_and_goes_on(KINDS[kind], shop)
+
+
+def finishes_and_goes_on(kind: Kind, shop: Shop) -> None:
     count = 6 * kind.workers
     with shop.under(kind) as server:
         for n in range(count):
