@@ -17,7 +17,7 @@ import pytest
 
 from headwater import Message, SyncBroker
 
-from .web import SOURCES, Server, ask, free_port, get, get_all, post, serving
+from .web import SOURCES, Server, ServerEndedError, ask, free_port, get, get_all, post, serving
 
 pytestmark = pytest.mark.server
 
@@ -166,6 +166,13 @@ def test_a_drained_app_is_not_ready_but_its_server_answers_and_publishing_works(
 
 
 # --- failing ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["uvicorn", "gunicorn-2-preload", "hypercorn-2", "granian-2"])
+def test_a_start_that_fails_ends_the_server_with_the_reason(kind: str, shop: Shop) -> None:
+    shop.url = "local:///proc/nothing"
+    with pytest.raises(ServerEndedError, match="cannot create the directory"), shop.under(KINDS[kind]) as server:
+        server.outlive()  # its port may be open before its workers start
 
 
 def test_a_server_stops_when_its_app_fails_and_probes_say_so_before(shop: Shop) -> None:

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import headwater
 
@@ -26,6 +27,10 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+class ServerEndedError(Exception):
+    """Before anybody asked it to; with what it wrote."""
 
 
 @dataclass
@@ -43,6 +48,11 @@ class Server:
         """Ask it to stop, wait until it did, by itself, and give its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(within)
+
+    def outlive(self) -> NoReturn:
+        """Wait until it ended by itself."""
+        self.process.wait(20)
+        raise ServerEndedError(self.read_text())
 
 
 @contextmanager
@@ -74,7 +84,8 @@ def serving(command: list[str], folder: Path, port: int, **environment: str) -> 
 def _wait_for_port(server: Server) -> None:
     deadline = time.monotonic() + 20
     while True:
-        assert server.process.poll() is None, server.read_text()
+        if server.process.poll() is not None:
+            raise ServerEndedError(server.read_text())
         try:
             socket.create_connection(("127.0.0.1", server.port), timeout=5).close()
             return
