@@ -141,7 +141,9 @@ class Process:
             self._reap(10)
 
     def pause(self) -> None:
+        """Stop it, and return once it has: until then its threads, each in its own time, go on answering."""
         os.killpg(self.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # the kernel tells when the last one has
 
     def resume(self) -> None:
         os.killpg(self.pid, signal.SIGCONT)
