@@ -119,9 +119,11 @@ class Election:
                 is_ours = False
             if not is_ours:
                 file.close()
-            yield is_ours
-            if is_ours:
-                self._path.unlink(missing_ok=True)
+            try:
+                yield is_ours
+            finally:
+                if is_ours:
+                    self._path.unlink(missing_ok=True)
 
     # --- the owner ------------------------------------------------------------------------------------
 
