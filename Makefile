@@ -49,7 +49,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 bench: .venv/.bench         ## ratios beside the peers, in one run
-	$(BIN)/python -m bench $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m bench $(ARGS)
 
 bench-engines: .venv/.bench ## each engine beside its bare client, on the servers that `make servers` installs
 	PYTHONPATH=tests $(BIN)/python -m bench.engines $(ARGS)

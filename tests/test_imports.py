@@ -16,14 +16,14 @@ MODULES = sorted(ROOT.rglob("*.py"))
 # The floors of the house, the lowest first. A module imports from its own floor and those below, at import time;
 # what it needs from above only for its types, or only when called, it imports there.
 FLOORS = [
-    ("clock", "errors", "topics"),
+    ("clock", "errors", "forks", "topics"),
     ("message",),
     ("codecs", "retry"),
     ("engine", "inbox", "letters", "order", "watermark"),
     ("depends", "handler", "results", "settle", "worker", "router", "consumer", "publisher", "replies", "stream"),
     ("admin", "dead", "broker"),
     ("log", "engines"),
-    ("app", "services", "middleware", "observe"),
+    ("app", "services", "middleware", "observe", "sync"),
     ("__init__", "testing", "asyncapi", "integrations", "cli", "console", "__main__"),
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

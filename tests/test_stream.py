@@ -18,6 +18,7 @@ from headwater import (
     OffsetOutOfRangeError,
     Outgoing,
     Position,
+    Topic,
     TopicNotFoundError,
 )
 from headwater.engines.memory import MemoryEngine
@@ -188,3 +189,33 @@ async def test_where_nothing_is_kept_only_what_comes_can_be_read(less_capable: A
         async with broker.stream("orders", limit=1) as stream:
             await broker.publish(2, "orders")
             assert await values(stream) == [2]
+
+
+async def test_a_paused_stream_gives_nothing_until_it_is_resumed(broker: Broker) -> None:
+    async with broker.stream("numbers", start="earliest") as stream:
+        assert (await anext(stream)).value == 0
+        stream.pause()
+        waiting = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        stream.resume()
+        assert (await waiting).value == 1
+        stream.pause()
+        waiting = asyncio.ensure_future(anext(stream, None))
+        await asyncio.sleep(0)
+        await stream.close()
+        assert await waiting is None
+
+
+async def test_its_position_is_what_comes_next_and_another_stream_goes_on_there(broker: Broker) -> None:
+    await broker.declare([Topic("many", partitions=2)])
+    await broker.publish_many([Outgoing(n, "many", partition=n % 2) for n in range(10)])
+    async with broker.stream("many", start="earliest") as stream:
+        assert stream.position == ()
+        read = [(await anext(stream)).value for _ in range(7)]
+        places = stream.position
+        await stream.seek(places[0])
+        assert set(stream.position) == set(places)
+    async with broker.stream("many", start={p.partition: int(p.offset) for p in places}, limit=3) as stream:
+        rest = [message.value async for message in stream]
+    assert sorted(read + rest) == list(range(10))

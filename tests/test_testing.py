@@ -22,6 +22,7 @@ from headwater import (
     TestApp,
     Topic,
 )
+from headwater.services import Service
 from headwater.testing import SyncTestApp, VirtualClock
 
 
@@ -404,3 +405,9 @@ async def test_a_delay_that_the_replaced_engine_could_not_keep_is_refused(less_c
     async with TestApp(App("shop", less_capable(delayed_send=False))) as t:
         with pytest.raises(NotSupportedError, match="delay"):
             await t.publish(1, "orders", delay=5)
+
+
+async def test_a_test_starts_no_services() -> None:
+    app = App("shop", broker="memory://", services=[Service("child", ["/does/not/exist"])])
+    async with TestApp(app):
+        assert app.is_ready

@@ -71,6 +71,8 @@ if TYPE_CHECKING:
     from .errors import StoreFullError as StoreFullError
     from .errors import StoreNotFoundError as StoreNotFoundError
     from .errors import StoreVersionError as StoreVersionError
+    from .errors import SyncInAsyncError as SyncInAsyncError
+    from .errors import TooManyInFlightError as TooManyInFlightError
     from .errors import TopicNameError as TopicNameError
     from .errors import TopicNotFoundError as TopicNotFoundError
     from .message import Headers as Headers
@@ -96,6 +98,8 @@ if TYPE_CHECKING:
     from .services import Tcp as Tcp
     from .settle import Batch as Batch
     from .stream import Stream as Stream
+    from .sync import DeliveryFuture as DeliveryFuture
+    from .sync import SyncBroker as SyncBroker
     from .testing import TestApp as TestApp
 
 __version__ = "0.1.0"
@@ -186,6 +190,8 @@ _HOMES = {
         "StoreFullError",
         "StoreNotFoundError",
         "StoreVersionError",
+        "SyncInAsyncError",
+        "TooManyInFlightError",
         "TopicNameError",
         "TopicNotFoundError",
     ),
@@ -216,6 +222,7 @@ _HOMES = {
     ),
     "settle": ("Batch",),
     "stream": ("Stream",),
+    "sync": ("DeliveryFuture", "SyncBroker"),
     "testing": ("TestApp",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

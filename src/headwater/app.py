@@ -13,8 +13,10 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Set
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from enum import Enum
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, ParamSpec, Protocol, Self, TypeVar
+from weakref import WeakSet
 
 import msgspec
 
@@ -25,12 +27,17 @@ from .engine import DeclareMode, Topic
 from .errors import AuthenticationError, ConfigurationError, ConnectError, NoBrokerError
 from .handler import Call, Handler, Middleware
 from .message import Message
+from .observe.logs import are_configured
 from .retry import Retry
 from .router import Router, publishers_of, refuse
+from .services import Service, Services
 from .topics import is_pattern
 
 if TYPE_CHECKING:
     from .admin import Admin
+    from .integrations.asgi import Operations
+    from .observe.health import AppHealth
+    from .sync import SyncBroker
 
 BrokerLike = str | Broker
 BrokerFactory = Callable[[], BrokerLike | Awaitable[BrokerLike]]
@@ -54,6 +61,24 @@ def _on_broker(method: Callable[Concatenate[Broker, P], R]) -> Callable[Concaten
     return call
 
 
+_APPS: Final = WeakSet["App"]()
+
+
+def running_apps() -> list[App]:
+    """The apps of this process that are started."""
+    return [app for app in _APPS if app.phase is not Phase.STOPPED]
+
+
+class Phase(Enum):
+    """Where an app is in its life; the value says it to those who ask why it is not ready."""
+
+    STOPPED = "it is not started"
+    STARTING = "it is starting"
+    CONNECTING = "it is started, and not connected yet"
+    RUNNING = "it runs"
+    DRAINING = "it is stopping: nothing more is received"
+
+
 class Watcher(Protocol):
     """What a test that stands around an app is asked and told."""
 
@@ -61,6 +86,7 @@ class Watcher(Protocol):
     def watch_call(self, handler: Handler, call: Call) -> Call: ...
     def gave_up(self, message: Message, error: BaseException) -> None: ...
     def quiet(self) -> None: ...
+    def hosted(self) -> AbstractAsyncContextManager[None]: ...
 
 
 class App:
@@ -80,6 +106,7 @@ class App:
         after_startup: hooks once messages flow.
         on_shutdown: hooks after the last message was handled, while publishing still works.
         after_shutdown: hooks after the brokers are closed.
+        services: child services, started before all else and stopped after it. One that ends for good stops the app.
         middleware: around every handler, the first outermost.
         dependencies: called before every handler.
         logger: takes what the app and its handlers log, and is given to handlers; by default "headwater.NAME".
@@ -101,6 +128,7 @@ class App:
         after_startup: Sequence[Hook] = (),
         on_shutdown: Sequence[Hook] = (),
         after_shutdown: Sequence[Hook] = (),
+        services: Sequence[Service] = (),
         middleware: Sequence[Middleware] = (),
         dependencies: Sequence[Any] = (),
         logger: logging.Logger | None = None,
@@ -124,6 +152,7 @@ class App:
         """The signal that ended the last `run`, if one did."""
         worker = os.environ.get("HEADWATER_WORKER_ID")
         self.worker_id = int(worker) if worker else None
+        self.services = Services(*services)
         self.overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
         self.router = Router(middleware=middleware, dependencies=dependencies)
         self.subscriber = self.router.subscriber
@@ -137,14 +166,16 @@ class App:
         self._startup = startup
         self._brokers: list[Broker] = []
         self._running: AsyncExitStack | None = None
-        self._ready = False
+        self.phase = Phase.STOPPED
         self.consuming: list[Running] = []
         self._consumers: list[tuple[Broker, Consumer]] = []
         self._stopping: asyncio.Event | None = None
-        self._failure: BaseException | None = None
+        self.failure: BaseException | None = None
+        """What the app was stopped for, if it failed."""
         self._starting: asyncio.Task[None] | None = None
         self._connecting: asyncio.Task[None] | None = None
         self.watcher: Watcher | None = None
+        _APPS.add(self)
         if not any(callable(one) for one in self._given):
             self.set_broker([one for one in self._given if not callable(one)])
 
@@ -190,8 +221,19 @@ class App:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the app is started, not stopping, and its brokers can be reached."""
-        return self._ready and all(broker.engine.available for broker in self._brokers)
+        """Whether the app is started, not stopping, its brokers can be reached, and it consumes if it is to."""
+        return (
+            self.phase is Phase.RUNNING
+            and self.failure is None
+            and (not self.consuming or any(running.at_work for running in self.consuming))
+            and all(broker.engine.available for broker in self._brokers)
+        )
+
+    def health(self) -> AppHealth:
+        """Whether the app lives and is ready, and why not."""
+        from .observe.health import health_of
+
+        return health_of(self)
 
     # --- acting on the first broker -------------------------------------------------------------------
 
@@ -206,6 +248,11 @@ class App:
         """The administration of the first broker."""
         return self.broker.admin
 
+    @property
+    def sync(self) -> SyncBroker:
+        """The first broker for synchronous code, such as `def` handlers."""
+        return self.broker.sync
+
     # --- starting and stopping ------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
@@ -217,15 +264,22 @@ class App:
     ) -> None:
         await self.shutdown()
 
-    async def start(self) -> None:
-        """Start, step by step; a failure stops what had started, and only that, and is raised."""
+    async def start(self, *, share_services: bool = False) -> None:
+        """Start, step by step; a failure stops what had started, and only that, and is raised.
+
+        With `share_services` one of the processes of a server that do this holds the services for all of them.
+        """
         if self._running is not None:
             raise ConfigurationError(f"the app {self.name!r} is started already")
         self.timings.clear()
-        self._failure, self.stopped_by = None, None
+        self.failure, self.stopped_by = None, None
         self._stopping = asyncio.Event()
+        self.phase = Phase.STARTING
         async with AsyncExitStack() as started:
             started.callback(self._reset)
+            if self.services.services and self.watcher is None:  # a test runs no server
+                await self._timed("services", self.services.start(elect=share_services, on_failure=self.stop))
+                started.push_async_callback(self.services.stop)
             await self._timed("lifespan", self._enter_lifespan(started))
             await self._timed("on_startup", self._call_hooks(self._on_startup))
             started.push_async_callback(self._call_all, self._after_shutdown)
@@ -242,9 +296,10 @@ class App:
             if self._connecting is None:
                 await self._timed("after_startup", self._call_hooks(self._after_startup))
             self._running = started.pop_all()
-        self._ready = self._connecting is None
+        self.phase = Phase.RUNNING if self._connecting is None else Phase.CONNECTING
         steps = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in self.timings.items())
-        self.logger.info("%s is %s: %s", self.name, "ready" if self._ready else "started, not connected yet", steps)
+        how = "ready" if self.phase is Phase.RUNNING else "started, not connected yet"
+        self.logger.info("%s is %s: %s", self.name, how, steps)
 
     @asynccontextmanager
     async def connected_broker(self) -> AsyncIterator[Broker]:
@@ -269,15 +324,44 @@ class App:
         """Stop: receive nothing more, finish what is in work, then undo the start in reverse. Idempotent."""
         running, self._running = self._running, None
         if running is not None:
-            self._ready = False
+            self.phase = Phase.DRAINING
             await running.aclose()
             self.logger.info("%s is stopped", self.name)
 
     def stop(self, reason: BaseException | None = None) -> None:
-        """Ask `run` to stop the app gracefully; with a reason `run` raises it in the end."""
-        self._failure = self._failure or reason
+        """Ask who runs the app to stop it gracefully; with a reason `run` raises it in the end."""
+        self.failure = self.failure or reason
         if self._stopping is not None:
             self._stopping.set()
+
+    def lifespan(self, asgi: object = None) -> AbstractAsyncContextManager[dict[str, Any]]:
+        """The life of the app inside that of an ASGI application: `FastAPI(lifespan=app.lifespan)`.
+
+        Its startup is complete once messages flow; it is stopped when the server ends its lifespan. The state it
+        yields is the app's context. No signal is handled. If the app fails, or stops itself, it is drained and not
+        alive any more (`health`), and a server that handles SIGTERM is sent one.
+        """
+        from .integrations.asgi import lifespan
+
+        return lifespan(self, asgi)
+
+    def lifespan_with(self, other: Lifespan) -> Callable[[object], AbstractAsyncContextManager[dict[str, Any]]]:
+        """The same around a lifespan of your own, which is entered first and left last.
+
+        What both yield is merged, into the state of the server and into the app's context.
+        """
+        from .integrations.asgi import lifespan
+
+        return lambda asgi: lifespan(self, asgi, other)
+
+    def asgi(self) -> Operations:
+        """An ASGI application: /health/live, /health/ready, and /metrics where prometheus-client is installed.
+
+        Served by itself it starts and stops the app; mounted in another application it does not.
+        """
+        from .integrations.asgi import Operations
+
+        return Operations(self)
 
     async def run(self) -> None:
         """Start, run until SIGINT, SIGTERM or `stop`, and stop gracefully. A second signal stops at once.
@@ -289,18 +373,23 @@ class App:
             try:
                 await self._starting
             except asyncio.CancelledError:
-                if self._failure is None and self.stopped_by is None:
+                if self.failure is None and self.stopped_by is None:
                     raise
                 return
             finally:
                 self._starting = None
-            assert self._stopping is not None
             try:
-                await self._stopping.wait()
+                await self.asked_to_stop()
             finally:
                 await self.shutdown()
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
+
+    async def asked_to_stop(self) -> None:
+        """Wait until somebody calls `stop`, as what fails for good does."""
+        if self._stopping is None:
+            raise ConfigurationError(f"the app {self.name!r} is not started: there is nothing to stop")
+        await self._stopping.wait()
 
     def _on_signal(self, number: signal.Signals) -> None:
         self.stopped_by = self.stopped_by or number
@@ -313,8 +402,12 @@ class App:
         self.stop()
 
     async def drain(self) -> None:
-        """Receive nothing more and finish what is in work, within `graceful_timeout` seconds; stay connected."""
-        self._ready = False
+        """Receive nothing more and finish what is in work, within `graceful_timeout` seconds; stay connected.
+
+        From now on the app is not ready. Under a web server, call it before the server is told to stop.
+        """
+        if self.phase is not Phase.STARTING:  # or a failing start, which stays one
+            self.phase = Phase.DRAINING
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.gather(self._connecting, return_exceptions=True)
@@ -330,6 +423,7 @@ class App:
     def _reset(self) -> None:
         self.context.clear()
         self._stopping = None
+        self.phase = Phase.STOPPED
         if any(callable(one) for one in self._given):
             self._brokers = []
 
@@ -446,7 +540,7 @@ class App:
 
     def _environment(self, broker: Broker) -> Environment:
         injectables = {App: self, Broker: broker, logging.Logger: self.logger}
-        return Environment(self.logger, injectables, self.context, self.overrides)
+        return Environment(self.logger, injectables, self.context, self.overrides, are_configured())
 
     async def _bring_up(self) -> None:
         try:
@@ -481,7 +575,7 @@ class App:
             self.logger.exception("%s cannot start", self.name)
             self.stop(error)
         else:
-            self._ready, self._connecting = True, None
+            self.phase, self._connecting = Phase.RUNNING, None
             self.logger.info("%s is connected", self.name)
 
     async def _declare_topics(self) -> None:
@@ -524,7 +618,6 @@ class App:
     def _on_worker_end(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.logger.error("a subscription of %s failed: %s", self.name, error, exc_info=error)
-            self._ready = False
             self.stop(error)
 
     @asynccontextmanager

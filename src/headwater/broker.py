@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypedDict
 from weakref import WeakSet
 
+from . import forks
 from .codecs import Codec, decoder_for, encode
 from .engine import Change, DeclareMode, Engine, Source, Start, Topic
 from .engines import engine_for, redacted
@@ -31,10 +34,12 @@ from .stream import Stream, Until
 
 if TYPE_CHECKING:
     from .admin import Admin
+    from .sync import SyncBroker
 
 _log = logging.getLogger("headwater")
 BROKERS: Final = WeakSet["Broker"]()  # all there are, so that an app can name one it was not given
 
+_Connection = tuple[Outbox | None, Requester | None]
 PublishNext = Callable[[Outgoing], Awaitable[Receipt]]
 PublishMiddleware = Callable[[Outgoing, PublishNext], Awaitable[Receipt]]
 
@@ -76,22 +81,34 @@ class Broker:
         self.publisher = self.router.publisher
         self.include_router = self.router.include_router
         self._middleware = tuple(publish_middleware)
-        self._engine: Engine | None = None if url is None else self._open(url)
+        self._engine: Engine | None = None
+        self._make_engine: Callable[[], Engine] | None = None
+        self._made: Engine | None = None  # by that; `_engine` is another one where a test has replaced it
         self._outbox: Outbox | None = None
         self._requester: Requester | None = None
         self._streams: set[Stream] = set()
+        self._reaching: asyncio.Task[None] | None = None
+        self._on_move: list[Callable[[], object]] = []
+        self._home = threading.Lock()
+        self._face: SyncBroker | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """The loop it is connected in, or is being connected in; None while nobody uses it."""
         self._sending: PublishNext = self._chain()
+        if url is not None:
+            self.use(functools.partial(engine_for, url), url)
         BROKERS.add(self)
+        forks.watch(self)
 
-    def _open(self, url: str) -> Engine:
-        """The engine of a URL; the broker of one engine adds its own options."""
-        return engine_for(url)
+    def use(self, make_engine: Callable[[], Engine], url: str) -> None:
+        """Be a broker on the engine this makes; once more in a forked child, which must not use its parent's."""
+        self._make_engine, self.url = make_engine, url
+        self._engine = self._made = make_engine()
 
     def bind(self, url: str) -> None:
         """Choose the engine. Raises ConfigurationError once it is connected."""
         if self.connected:
             raise ConfigurationError(f"{self} is connected: close it before it is bound to {redacted(url)}")
-        self._engine, self.url = engine_for(url), url
+        self.use(functools.partial(engine_for, url), url)
 
     def replace_engine(self, engine: Engine | None, url: str | None = None) -> None:
         """Use this engine instead, as a test does."""
@@ -116,16 +133,103 @@ class Broker:
     # --- lifecycle ------------------------------------------------------------------------------------
 
     async def connect(self) -> None:
-        """Reach the server. Idempotent. Raises ConnectError after `connect_timeout` seconds."""
+        """Reach the server. Idempotent. Raises ConnectError after `connect_timeout` seconds.
+
+        It serves one loop at a time. From another loop, such as that of its blocking face, it moves to this one: what
+        was published there is confirmed first.
+        """
+        here = asyncio.get_running_loop()
+        await self._move_to(here)
+        while self._reaching is not None:
+            await asyncio.wait([self._reaching])
+            await self._move_to(here)
         if self.connected:
             return
+        self._reaching = here.create_task(self._reach())
+        try:
+            await self._reaching
+        except asyncio.CancelledError:
+            if not _is_cancelled():
+                raise self._was_moved() from None
+            raise
+        finally:
+            self._reaching = None
+            if self._outbox is None and self.loop is here:
+                self._move(None)
+
+    async def _reach(self) -> None:
         try:
             async with asyncio.timeout(self.connect_timeout):
                 await self.engine.connect()
         except TimeoutError as error:
             raise ConnectError(str(self), f"no answer within {self.connect_timeout:g} s") from error
-        self._outbox = Outbox(self.engine)
-        self._requester = Requester(self.engine, self._publish_within)
+        with self._home:
+            if self.loop is not asyncio.get_running_loop():
+                raise self._was_moved()
+            self._outbox = Outbox(self.engine)
+            self._requester = Requester(self.engine, self.deliver)
+        self._tell_of_move()
+
+    def _was_moved(self) -> ConnectError:
+        return ConnectError(str(self), "it was closed, or moved to another loop, meanwhile")
+
+    def claim(self) -> bool:
+        """Be this loop's unless it is another's; whether it is this loop's now."""
+        here = asyncio.get_running_loop()
+        with self._home:
+            if self.loop is not None and self.loop.is_closed():
+                self._detach()
+                self._renew_engine()
+                self.loop = None
+            self.loop = self.loop or here
+            return self.loop is here
+
+    async def _move_to(self, here: asyncio.AbstractEventLoop) -> None:
+        with self._home:
+            before, self.loop = self.loop, here
+            if before is None or before is here:
+                return
+            connection = self._detach()
+        await self._leave_from(before, connection)
+
+    async def _leave_from(self, loop: asyncio.AbstractEventLoop | None, connection: _Connection) -> None:
+        if loop is None or loop is asyncio.get_running_loop():
+            await self._leave(connection)
+        elif loop.is_running():
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._leave(connection), loop))
+        else:
+            self._renew_engine()  # that loop is gone, with all that the engine had there
+
+    def _detach(self) -> _Connection:
+        connection = self._outbox, self._requester
+        self._outbox = self._requester = None
+        return connection
+
+    def _move(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        self.loop = loop
+        self._tell_of_move()
+
+    def call_on_move(self, call: Callable[[], object]) -> None:
+        """Call this once, in some thread, when the broker is connected or closed the next time."""
+        self._on_move.append(call)
+
+    def _tell_of_move(self) -> None:
+        calls, self._on_move = self._on_move, []
+        for call in calls:
+            call()
+
+    def start_afresh(self) -> None:
+        """Forget a connection that is a parent's."""
+        self._home = threading.Lock()
+        self._on_move = []
+        if self.loop is not None:
+            forks.leave_alone((self._engine, self._detach(), self._reaching, *self._streams))
+            self._streams, self._reaching, self.loop = set(), None, None
+            self._renew_engine()
+
+    def _renew_engine(self) -> None:
+        if self._make_engine is not None and self._engine is self._made:
+            self._engine = self._made = self._make_engine()
 
     async def flush(self, timeout: float = 10.0) -> bool:
         """Wait until all that was published is confirmed; False if `timeout` seconds were not enough."""
@@ -133,24 +237,31 @@ class Broker:
 
     async def close(self) -> None:
         """Confirm what was published, close streams, leave the server. Idempotent."""
+        try:
+            if self.loop is asyncio.get_running_loop():
+                await self.flush()
+            with self._home:
+                loop, connection = self.loop, self._detach()
+            await self._leave_from(loop, connection)
+        finally:
+            self._move(None)
+
+    async def _leave(self, connection: _Connection) -> None:
+        outbox, requester = connection
         async with AsyncExitStack() as closing:  # from the last line to the first, each although one before it fails
             if self._engine is not None:
                 closing.push_async_callback(self._engine.close)
-            closing.push_async_callback(self._give_up)
-            closing.push_async_callback(self.flush)
+            if outbox is not None:
+                closing.push_async_callback(outbox.close)
+            if requester is not None:
+                closing.push_async_callback(requester.close)
+            if outbox is not None:
+                closing.push_async_callback(outbox.drain)
             for stream in list(self._streams):
                 closing.push_async_callback(stream.close)
-
-    async def _give_up(self) -> None:
-        """Tell those who wait for a confirmation or an answer that none will come."""
-        requester, self._requester = self._requester, None
-        outbox, self._outbox = self._outbox, None
-        try:
-            if requester is not None:
-                await requester.close()
-        finally:
-            if outbox is not None:
-                await outbox.close()
+            if self._reaching is not None:
+                self._reaching.cancel()
+                await asyncio.wait([self._reaching])
 
     async def ping(self) -> None:
         """Raise if the engine could not take a message now."""
@@ -214,7 +325,7 @@ class Broker:
             return await outbox.publish_alone(outgoing, timeout)
         if outbox.full:
             await outbox.room(timeout, topic)
-        return await outbox.put(outgoing, timeout)
+        return await outbox.publish(outgoing, timeout)
 
     async def publish_many(self, messages: Sequence[Outgoing], *, timeout: float = 10.0) -> Sequence[Receipt]:
         """Publish several at once, in one round trip where the engine can.
@@ -279,26 +390,37 @@ class Broker:
             call = _publish_layer(middleware, call)
         return call
 
+    @property
+    def outbox(self) -> Outbox | None:
+        """Where messages leave, past the publish middleware; None while it is not connected."""
+        return self._outbox
+
+    @property
+    def has_middleware(self) -> bool:
+        """Whether something is around each publish."""
+        return bool(self._middleware)
+
     async def _put(self, outgoing: Outgoing, timeout: float = 10.0) -> Receipt:
         if self._outbox is None:
             raise NotConnectedError(str(self))
         encode(outgoing, self.codec)
         if self._outbox.full:
             await self._outbox.room(timeout, outgoing.topic)
-        return await self._outbox.put(outgoing, timeout)
+        return await self._outbox.publish(outgoing, timeout)
 
-    async def _publish_within(self, outgoing: Outgoing, timeout: float) -> Receipt:
+    async def deliver(self, outgoing: Outgoing, timeout: float) -> Receipt:
+        """Publish a message, through the publish middleware."""
         return await self._chain(lambda ready: self._put(ready, timeout))(outgoing)
 
     async def _publish_specially(self, outgoing: Outgoing, timeout: float, confirm: bool) -> Receipt:
         if confirm:
-            return await self._publish_within(outgoing, timeout)
+            return await self.deliver(outgoing, timeout)
         for ready in await self.prepare([outgoing]):
             if self._outbox is None:
                 raise NotConnectedError(str(self))
             if self._outbox.full:
                 await self._outbox.room(timeout, ready.topic)
-            self._outbox.put(ready, timeout).add_done_callback(_ignore_result)
+            self._outbox.publish(ready, timeout).add_done_callback(_ignore_result)
         return Receipt(outgoing.topic, time=self.engine.clock.time())
 
     async def request(
@@ -394,6 +516,16 @@ class Broker:
         await self._connected_engine().declare(topics, mode)
 
     @property
+    def sync(self) -> SyncBroker:
+        """This broker for synchronous code, such as `def` handlers: the same methods, blocking."""
+        with self._home:  # threads may ask at once
+            if self._face is None:
+                from .sync import SyncBroker  # starts nothing before it is used
+
+                self._face = SyncBroker(self)
+            return self._face
+
+    @property
     def admin(self) -> Admin:
         """Topics, partitions, groups, dead letters. Raises NotSupportedError where the engine has none."""
         from .admin import Admin  # an operator's business: most processes never import it
@@ -409,6 +541,12 @@ class Broker:
 
 def _publish_layer(middleware: PublishMiddleware, call: PublishNext) -> PublishNext:
     return lambda outgoing: middleware(outgoing, call)
+
+
+def _is_cancelled() -> bool:
+    """Whether who runs this is, and not just what it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _ignore_result(future: asyncio.Future[Receipt]) -> None:

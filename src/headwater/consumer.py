@@ -12,7 +12,7 @@ import msgspec
 from .depends import Environment, scoped
 from .engine import Ack, Capabilities, Engine, Source, Subscription, Topic
 from .errors import ConfigurationError, NotSupportedError
-from .handler import Call, Handler, compose
+from .handler import Call, Handler, compose, named
 from .message import TYPE, Message, Outgoing
 from .order import line_up
 from .results import Publisher, publishing, transacting
@@ -172,7 +172,8 @@ class Consumer:
             handler.compile(environment, shares_value=shares_value or bool(subscriber.middleware))
             if watch is not None:
                 handler.call = watch(handler, handler.call)
-            route.call = self._compose(handler, subscriber, publishers, send)
+            call = self._compose(handler, subscriber, publishers, send)
+            route.call = named(call) if environment.named_in_logs else call
         self._tell_apart()
 
     def _compose(
@@ -258,6 +259,11 @@ class Running:
         self.worker, self.consumer, self.engine = worker, consumer, engine
         self.task: asyncio.Task[None]
         self.subscription: Subscription
+
+    @property
+    def at_work(self) -> bool:
+        """Whether it still receives: neither failed nor ended by StopConsuming."""
+        return not self.task.done()
 
     async def start(self, on_end: Callable[[asyncio.Task[None]], None]) -> None:
         """Returns once the place in the subscription is taken, so that no message from now on is missed."""

@@ -163,12 +163,16 @@ Get = Callable[[Any, list[Any]], Any]
 
 
 class Environment(msgspec.Struct):
-    """What may be given by type or by name. The app fills it before its handlers are compiled."""
+    """What may be given by type or by name. The app fills it before its handlers are compiled.
+
+    With `named_in_logs` the logs want to know which message is being handled.
+    """
 
     logger: logging.Logger = logging.getLogger("headwater")
     injectables: Mapping[type, Any] = {}
     context: Mapping[str, Any] = {}
     overrides: Mapping[Callable[..., Any], Callable[..., Any]] = {}
+    named_in_logs: bool = False
 
 
 class Step(msgspec.Struct):

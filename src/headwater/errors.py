@@ -10,6 +10,8 @@ HeadwaterError
 ├── ConnectError                  the server cannot be reached        .url .reason
 │   └── AuthenticationError       it refuses who asks: waiting does not help
 ├── PublishError                  some of a batch were refused        .receipts .errors
+├── TooManyInFlightError          no room for another message         .topic .limit
+├── SyncInAsyncError              blocking in an event loop           .method .instead
 ├── DeliveryUnknownError          no answer in time; it may arrive    .topic            (also TimeoutError)
 ├── RequestTimeoutError           nobody answered a request           .topic .timeout   (also TimeoutError)
 ├── RemoteError                   the handler of a request failed     .type .reason
@@ -86,10 +88,12 @@ class TopicNameError(ConfigurationError):
 class NotConnectedError(HeadwaterError):
     """The broker is not connected: not yet, or not any more."""
 
-    def __init__(self, broker: str) -> None:
-        super().__init__(
-            f"{broker} is not connected: publish in an after_startup hook or a handler, or inside `async with broker`"
-        )
+    def __init__(
+        self,
+        broker: str,
+        reason: str = "publish in an after_startup hook or a handler, or inside `async with broker`",
+    ) -> None:
+        super().__init__(f"{broker} is not connected: {reason}")
 
 
 class ConnectError(HeadwaterError):
@@ -127,6 +131,28 @@ class DeliveryUnknownError(HeadwaterError, TimeoutError):
             f"no confirmation for a message to {topic!r} within {timeout:g} s: it may or may not have been accepted"
         )
         self.topic, self.timeout = topic, timeout
+
+
+class TooManyInFlightError(HeadwaterError):
+    """So many messages are unconfirmed that this one was not taken; it was not sent."""
+
+    def __init__(self, topic: str, limit: int) -> None:
+        super().__init__(
+            f"no room for a message to {topic!r}: {limit} are unconfirmed. Is the server away or slow? "
+            f"SyncBroker(max_in_flight=) and when_full= say how many may be, and what then"
+        )
+        self.topic, self.limit = topic, limit
+
+
+class SyncInAsyncError(HeadwaterError):
+    """A blocking method was called in a thread that runs an event loop: it would stop everything else there."""
+
+    def __init__(self, method: str, instead: str) -> None:
+        super().__init__(
+            f"SyncBroker.{method} would block this event loop: use `{instead}`. In a notebook, where nothing else "
+            f"runs: SyncBroker(..., allow_in_loop=True)"
+        )
+        self.method, self.instead = method, instead
 
 
 class RequestTimeoutError(HeadwaterError, TimeoutError):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 from operator import attrgetter
-from typing import Any, get_args, get_origin
+from typing import Any, Final, get_args, get_origin
 
 import msgspec
 
@@ -25,6 +26,9 @@ from .depends import (
     unwrapped,
 )
 from .errors import ConfigurationError
+
+HANDLED: Final[ContextVar[Any]] = ContextVar("headwater_handled", default=None)
+"""The message, or the tuple of a batch, that this task handles; where the logs want to know."""
 
 Call = Callable[[Any], Awaitable[Any]]
 """Takes a message, or the tuple of messages of a batch; gives what the handler returned."""
@@ -141,6 +145,19 @@ class Handler:
 
     def __repr__(self) -> str:
         return f"<handler {self.name}>"
+
+
+def named(call: Call) -> Call:
+    """The call, with what it handles in `HANDLED` for the log records of the handler and of what becomes of it.
+
+    It stays there until the next one: taking it away would cost another coroutine.
+    """
+
+    def call_named(work: Any) -> Awaitable[Any]:
+        HANDLED.set(work)
+        return call(work)
+
+    return call_named
 
 
 def compose(middleware: Sequence[Middleware], call: Call) -> Call:

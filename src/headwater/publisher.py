@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import types
 from collections.abc import Awaitable, Generator, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from .engine import Engine, Source
 from .errors import ConfigurationError, DeliveryUnknownError, PublishError, TopicNotFoundError
@@ -14,7 +14,16 @@ from .message import Outgoing, Receipt
 STREAK: Final = 4  # messages that a lone publisher may send before everybody else gets a turn of the loop
 MAX_PENDING: Final = 100_000  # unconfirmed messages after which a publish waits for earlier ones
 
-Pending = tuple[Outgoing, "asyncio.Future[Receipt]", float]  # the message, its confirmation, seconds to wait for it
+
+class Confirmation(Protocol):
+    """Who is told what became of a message; a future, for instance."""
+
+    def done(self) -> bool: ...
+    def set_result(self, receipt: Receipt, /) -> None: ...
+    def set_exception(self, error: BaseException, /) -> None: ...
+
+
+Pending = tuple[Outgoing, Confirmation, float]  # the message, its confirmation, seconds to wait for it
 
 
 class Outbox:
@@ -33,7 +42,7 @@ class Outbox:
         self._crowded = False  # ... and another came meanwhile
         self._streak = 0
         self._batch: list[Pending] = []
-        self._sends: set[asyncio.Future[Any]] = set()  # those the engine has not answered yet
+        self._sends: dict[asyncio.Future[Any], list[Pending]] = {}  # those the engine has not answered yet
         self._unconfirmed = 0
 
     @property
@@ -75,7 +84,7 @@ class Outbox:
     ) -> Sequence[Receipt]:
         """Wait in the publisher's own task: one for that would cost more than all the rest of a publish."""
         timer = self._loop.call_later(timeout, answer.cancel)
-        self._sends.add(answer)
+        self._sends[answer] = []
         self._unconfirmed += 1
         try:
             return await answer
@@ -86,18 +95,22 @@ class Outbox:
             raise DeliveryUnknownError(outgoing.topic, timeout) from None
         finally:
             timer.cancel()
-            self._sends.discard(answer)
+            del self._sends[answer]
             self._unconfirmed -= 1
 
-    def put(self, outgoing: Outgoing, timeout: float) -> asyncio.Future[Receipt]:
-        """Send this soon; its confirmation. The message is ready to travel: see `codecs.encode`."""
+    def publish(self, outgoing: Outgoing, timeout: float) -> asyncio.Future[Receipt]:
+        """Send this soon; its confirmation."""
         future: asyncio.Future[Receipt] = self._loop.create_future()
+        self.put(outgoing, timeout, future)
+        return future
+
+    def put(self, outgoing: Outgoing, timeout: float, confirmation: Confirmation) -> None:
+        """Send this soon, and tell the confirmation. The message is ready to travel: see `codecs.encode`."""
         self._crowded, self.alone = True, False  # who comes next must not overtake this one
         batch = self._batch
         if not batch:
             self._loop.call_soon(self.flush)
-        batch.append((outgoing, future, timeout))
-        return future
+        batch.append((outgoing, confirmation, timeout))
 
     def flush(self) -> None:
         """Hand what was put to the engine now."""
@@ -120,8 +133,8 @@ class Outbox:
     def _wait_for(self, batch: list[Pending], answer: Awaitable[Sequence[Receipt]]) -> None:
         self._unconfirmed += len(batch)
         task = self._loop.create_task(self._await(batch, answer))
-        self._sends.add(task)
-        task.add_done_callback(self._sends.discard)
+        self._sends[task] = batch
+        task.add_done_callback(self._sends.pop)
 
     async def _await(self, batch: list[Pending], answer: Awaitable[Sequence[Receipt]]) -> None:
         sending = asyncio.current_task()
@@ -165,15 +178,26 @@ class Outbox:
 
     async def room(self, timeout: float, topic: str) -> None:
         """Wait until less is unconfirmed. Raises DeliveryUnknownError after `timeout` seconds."""
-        deadline = self._loop.time() + timeout
+        try:
+            async with asyncio.timeout(timeout):
+                await self.some_confirmed()
+        except TimeoutError as error:
+            raise DeliveryUnknownError(topic, timeout) from error
+
+    async def some_confirmed(self) -> None:
+        """Wait until less is unconfirmed."""
         self.flush()
         while self.full:
-            rest = deadline - self._loop.time()
-            if rest <= 0:
-                raise DeliveryUnknownError(topic, timeout)
-            await asyncio.wait(self._sends, timeout=rest, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(self._sends, return_when=asyncio.FIRST_COMPLETED)
 
-    async def drain(self, timeout: float) -> bool:
+    def let_go(self) -> None:
+        """Give up what nobody waits for any more."""
+        self._batch = [pending for pending in self._batch if not pending[1].done()]
+        for sending, batch in self._sends.items():
+            if batch and all(confirmation.done() for _, confirmation, _ in batch):
+                sending.cancel()
+
+    async def drain(self, timeout: float = 10.0) -> bool:
         """Wait until everything is confirmed; False if `timeout` seconds were not enough."""
         self.flush()
         if self._sends:

@@ -77,6 +77,10 @@ class Route(msgspec.Struct):
     retry: Retry
     dead_letter: DeadLetterTo
     accepts: Callable[[Message], bool | Awaitable[bool]] | None = None
+    failed: int = 0
+    """Attempts that failed, and were to be repeated or not."""
+    gave_up: int = 0
+    """Messages that got no further attempt."""
 
 
 class Settings(msgspec.Struct, kw_only=True):
@@ -469,7 +473,9 @@ class Settler:
         return retry_topic(declared, self.settings.group or "")
 
     def _log(self, route: Route, message: Message, error: BaseException, verdict: Again | Dead) -> None:
-        """A failure: a warning while it will be tried again, an error with a traceback in the end."""
+        """A failure, counted: a warning while it will be tried again, an error with a traceback in the end."""
+        route.failed += not isinstance(error, RetryLater)
+        route.gave_up += isinstance(verdict, Dead)
         logger, handler = self.settings.logger, route.handler.name
         if isinstance(error, RetryLater):
             logger.debug("%s wants %s again in %.3g s", handler, message.id, error.delay)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from .codecs import Decode
 from .engine import Change, Engine, Source, Subscription
@@ -17,7 +17,7 @@ from .message import Message, Position
 
 Until = datetime | Callable[[Message], bool]
 
-READ_AHEAD = 500  # messages taken from the engine at once
+READ_AHEAD: Final = 500  # messages taken from the engine at once
 
 
 class Stream:
@@ -45,6 +45,9 @@ class Stream:
         self._until = until
         self._wait = wait
         self._ahead: deque[Message] = deque()
+        self._last: dict[tuple[str, int], Message | Position] = {}  # fetched, or sought, in each partition
+        self._going = asyncio.Event()  # unless it is paused
+        self._going.set()
         self._place: AbstractAsyncContextManager[Subscription] | None = None
         self._subscription: Subscription | None = None
         self._closed = False
@@ -68,6 +71,7 @@ class Stream:
     async def close(self) -> None:
         """Give the place up. Idempotent."""
         self._closed = True
+        self._going.set()
         place, self._place = self._place, None
         if self._subscription is not None:
             self._subscription.wake()
@@ -85,20 +89,45 @@ class Stream:
         kept = [m for m in self._ahead if (m.topic, m.partition or 0) != (position.topic, position.partition)]
         self._ahead = deque(kept)
         await self._subscription.seek(position)
+        self._last[position.topic, position.partition] = position
+
+    @property
+    def position(self) -> tuple[Position, ...]:
+        """What comes next in each partition that gave something: `seek` to it, later or elsewhere, to go on there.
+
+        Where offsets are no numbers (Redis) and nothing was read ahead, it is the last message, which would come again.
+        """
+        ahead = {(message.topic, message.partition or 0): message for message in reversed(self._ahead)}
+        return tuple(_next_of(last, ahead.get(place)) for place, last in self._last.items())
+
+    def pause(self) -> None:
+        """Give nothing more until `resume`. What was read ahead is kept, and nothing beyond that is read."""
+        self._going.clear()
+
+    def resume(self) -> None:
+        """Go on."""
+        self._going.set()
 
     def batches(self, size: int) -> AsyncIterator[Sequence[Message]]:
         """The same messages in lists of 1 to `size`, as they come."""
         return self._batches(size)
 
     async def _batches(self, size: int) -> AsyncIterator[Sequence[Message]]:
-        while (first := await self._next()) is not None:
-            batch = [first]
-            while len(batch) < size and self._ahead:
-                following = await self._next()
-                if following is None:
-                    break
-                batch.append(following)
+        while batch := await self.some(size):
             yield batch
+
+    async def some(self, size: int) -> list[Message]:
+        """The next messages, 1 to `size` of them, as they come; none at the end."""
+        batch: list[Message] = []
+        while (not batch or self._ahead) and len(batch) < size and (message := await self._next()) is not None:
+            batch.append(message)
+        return batch
+
+    def give_back(self, messages: Sequence[Message]) -> None:
+        """These come next once more: they were taken, but nobody saw them."""
+        self._ahead.extendleft(reversed(messages))
+        if self._left is not None:
+            self._left += len(messages)
 
     def __aiter__(self) -> Self:
         return self
@@ -110,6 +139,8 @@ class Stream:
         return message
 
     async def _next(self) -> Message | None:
+        if not self._going.is_set():
+            await self._going.wait()
         if self._closed or self._left == 0:
             await self.close()
             return None
@@ -134,8 +165,10 @@ class Stream:
         deadline = None if self._wait is None else asyncio.get_running_loop().time() + self._wait
         while not self._closed:
             rest = 60.0 if deadline is None else max(0.0, deadline - asyncio.get_running_loop().time())
-            self._ahead.extend(await self._subscription.receive(limit, rest))
-            if self._ahead:
+            messages = await self._subscription.receive(limit, rest)
+            if messages:
+                self._ahead.extend(messages)
+                self._last |= {(message.topic, message.partition or 0): message for message in messages}
                 return True
             if deadline is not None and asyncio.get_running_loop().time() >= deadline:
                 return False
@@ -154,6 +187,16 @@ class Stream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _next_of(last: Message | Position, ahead: Message | None) -> Position:
+    """The place of what comes after this one."""
+    if isinstance(last, Position):
+        return last
+    offset = last.offset if ahead is None else ahead.offset
+    assert offset is not None, "what can be read from any place has offsets"
+    behind = ahead is None and isinstance(offset, int)
+    return Position(last.topic, last.partition or 0, offset + 1 if behind else offset)  # type: ignore[operator]  # an int
 
 
 async def _nothing_moves(_change: Change) -> None:

@@ -45,6 +45,7 @@ class Worker:
         self._task: asyncio.Task[Any] | None = None  # that runs this
         self.on_quiet: Callable[[], object] | None = None  # told whenever `busy` may have become 0
         self._lineup = lineup
+        self.received = 0  # messages, over all
         self._held = 0  # received and not over
         self._watermark = Watermark() if settings.capabilities.ack is Ack.UP_TO else None
         self._finished: list[Message] = []  # over, to be acknowledged together
@@ -66,6 +67,11 @@ class Worker:
     def cancelling(self) -> bool:
         """Whether what is in work is being cancelled, by a stop that waited long enough or with all of its loop."""
         return self._cancelling or (self._task is not None and self._task.cancelling() > 0)
+
+    @property
+    def held(self) -> int:
+        """Messages that were received and are not over, parked ones included."""
+        return self._held
 
     @property
     def parked(self) -> int:
@@ -168,6 +174,7 @@ class Worker:
             self._watermark.add(messages)
         if self.settings.retry_through_topic:
             messages = [returned(m) if m.topic.endswith(RETRY_SUFFIX) else m for m in messages]
+        self.received += len(messages)
         self._held += len(messages)
         self._lineup.add(messages)
         self._more_is_ready()

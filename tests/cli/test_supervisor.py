@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
+from pathlib import Path
 
 from headwater import Outgoing
 
 from .conftest import PATIENCE, Process, Shell
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 READY = r"worker (\d) \(pid (\d+)\) is ready"
 
 
@@ -205,3 +208,30 @@ def test_without_watchfiles_reload_names_the_extra(shell: Shell) -> None:
     shell.write("watchfiles.py", "raise ImportError\n")
     error = shell("run", "shop:app", "--reload", code=1).stderr
     assert error == "error: watchfiles is not installed: pip install 'headwater[reload]'\n"
+
+
+def resident(pid: int) -> int:
+    """Mebibytes of memory that a process has for itself."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"RssAnon:\s+(\d+) kB", status)[1]) >> 10  # type: ignore[index]  # it is there
+
+
+def test_what_on_startup_loads_is_in_the_workers_and_not_in_their_parent(shell: Shell) -> None:
+    shell.write("model_worker.py", (EXAMPLES / "model_worker.py").read_text())
+    url = "local://./elsewhere?durability=process"
+    running = shell.start("run", "model_worker:app", "--workers", 2, MODEL_MEGABYTES="150", SCORING_BROKER=url)
+    workers = ready(running, 2)
+    assert all(resident(pid) > 150 for pid in workers.values())
+    assert resident(running.popen.pid) < 75
+    shell("publish", f"local://{shell.path}/elsewhere", "texts", "hello")
+    running.until(r"scored by worker \d with 150 MB \[texts/")
+    running.signal(signal.SIGTERM)
+    assert running.wait() == 0
+
+
+def test_how_long_each_step_of_the_start_took_is_logged(shell: Shell) -> None:
+    running = shell.start("run", "shop:app", "--workers", 2)
+    steps = running.until(r"shop is ready: (.*)")[1]
+    assert [step.split()[0] for step in steps.split(", ")] == [
+        "lifespan", "on_startup", "broker", "connect", "declare", "consume", "after_startup",
+    ]  # fmt: skip

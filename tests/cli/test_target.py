@@ -33,7 +33,7 @@ other = App("other", broker="memory://")
         ("shop:", "names no app"),
         ("shop:ap", "shop has no 'ap'; did you mean shop:app"),
         ("shop:othr", "did you mean shop:other (or shop:app, shop:make_app)? headwater run shop:other"),
-        ("shop:number", "shop:number is an int, not a Headwater App; did you mean"),
+        ("shop:number", "shop:number is an int, not a Headwater App, an ASGI application, or"),
         ("shop:Order", "is the class Order"),
         ("shop:invoice", "is an async function"),
         ("shop:later", "is an async function"),

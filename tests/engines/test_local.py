@@ -744,3 +744,17 @@ async def test_headers_that_repeat_are_decoded_once(shop: Shop) -> None:
         one, two, three = await take(reader, 3)
     assert one.headers is two.headers
     assert three.headers is NO_HEADERS
+
+
+async def test_a_connection_given_up_while_it_opens_leaves_no_file_open(shop: Shop) -> None:
+    await shop.put(0)
+    held = set(os.listdir("/proc/self/fd"))
+    engine = LocalEngine(shop.path)
+    for turns in range(20):
+        connecting = asyncio.create_task(engine.connect())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        connecting.cancel()
+        await asyncio.wait([connecting])
+        await engine.close()
+    assert set(os.listdir("/proc/self/fd")) <= held

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -54,11 +55,11 @@ app.command()(cluster.cluster)
 app.add_typer(log.commands)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0, 1 after a failure, 2 for wrong usage, 130 when interrupted."""
     sys.argv[0] = "headwater"  # by which those who look at a group know this process
     try:
-        app(prog_name="headwater")
+        app(arguments, prog_name="headwater")
     except Failure as failure:
         tell_failure(failure.reason)
         sys.exit(failure.code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import queue
 import signal
 import socket
 import threading
@@ -15,7 +16,7 @@ from typing import Final, Self
 VARIABLE: Final = "HEADWATER_CORD"  # the worker's file descriptor, in its environment
 MARGIN: Final = 10.0  # seconds a stop may take beyond the app's `graceful_timeout`: hooks, flushing, closing
 
-LOADED, READY, HOPELESS = "loaded", "ready", "hopeless"
+LOADED, READY, HOPELESS, LISTEN, SERVICES = "loaded", "ready", "hopeless", "listen", "services"
 
 
 class WorkerEnd:
@@ -28,6 +29,7 @@ class WorkerEnd:
     def __init__(self, line: socket.socket) -> None:
         self._line = line
         self._patience = 0.0
+        self._given: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
 
     @classmethod
     def from_environment(cls) -> Self | None:
@@ -51,14 +53,24 @@ class WorkerEnd:
         """Say that another try must fail in the same way."""
         self._say(HOPELESS)
 
+    def tell_services(self) -> None:
+        """Say that the app has services, which the supervisor is to hold before it starts this worker again."""
+        self._say(SERVICES)
+
+    def ask_for_socket(self) -> socket.socket:
+        """The socket that listens for all workers. A supervisor that has none stops this process instead."""
+        self._say(LISTEN)
+        return self._given.get()
+
     def _say(self, words: str) -> None:
         with contextlib.suppress(OSError):  # a supervisor that is gone shows in _watch
             self._line.sendall(words.encode() + b"\n")
 
     def _watch(self) -> None:
         with contextlib.suppress(OSError):
-            while self._line.recv(64):
-                pass
+            while (received := socket.recv_fds(self._line, 64, 1))[0]:
+                for descriptor in received[1]:
+                    self._given.put(socket.socket(fileno=descriptor))
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(self._patience)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -77,6 +89,11 @@ class SupervisorEnd:
 
     def listen(self) -> None:
         asyncio.get_running_loop().add_reader(self._line, self._receive)
+
+    def give(self, listening: socket.socket) -> None:
+        """Answer a worker that asked for the socket."""
+        with contextlib.suppress(OSError):  # a worker that is gone is started again, and asks again
+            socket.send_fds(self._line, [b"\n"], [listening.fileno()])
 
     def _receive(self) -> None:
         try:

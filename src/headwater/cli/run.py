@@ -10,20 +10,23 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import AsyncExitStack
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
 from ..app import App
 from ..errors import ConfigurationError, HeadwaterError
 from ..observe.logs import JsonFormatter, configure_logging
-from . import cord
+from ..services.group import Services, held_by_parent
+from . import cord, probes
 from .cord import WorkerEnd
 from .output import Failure, tell_failure, unfolded
 from .supervisor import BACKOFF, QUICK_DEATHS, SETTLED, supervise
 from .target import USAGE, is_url, load_app
+from .web import GRACE, address, listen, serve_asgi, serving
 
 _log = logging.getLogger("headwater")
 EXIT_PATIENCE: Final = 3.0  # seconds for the interpreter to end once the app has stopped
@@ -42,10 +45,16 @@ class LogFormat(StrEnum):
     json = "json"
 
 
-HELP = f"""Run an app until a signal stops it.
+HELP = f"""Run an app, or serve an ASGI application, until a signal stops it.
 
 SIGTERM and Ctrl-C stop it gracefully: messages in work are finished within the app's graceful_timeout. A second
 signal stops at once. Exits 0 after SIGTERM, 130 after Ctrl-C, 1 if the app failed, 2 if TARGET is no app.
+
+An ASGI application, such as FastAPI's, is served by uvicorn on --host and --port, with the same logs, workers and
+reload. --http serves probes and metrics of an app that has no web server, of all its workers: /health/live,
+/health/ready, /metrics.
+
+Services of the app run once: with --workers or --reload in the supervisor, which then imports the app, too.
 
 With --workers N a supervisor starts N fresh interpreters. A worker that dies is started again after
 {BACKOFF[0]:g} s, then twice as long each time, at most {BACKOFF[1]:g} s; one that was ready for {SETTLED:g} s starts
@@ -58,6 +67,11 @@ def run(
     target: Annotated[
         str, typer.Argument(metavar="TARGET", help="module:app, or module:make_app, a function that gives an app.")
     ],
+    host: Annotated[str, typer.Option(help="Where an ASGI application listens.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Where an ASGI application listens.")] = 8000,
+    http: Annotated[
+        str | None, typer.Option(help="Serve probes and metrics of an app here.", metavar="[HOST:]PORT")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes; they share the messages.")] = 1,
     reload: Annotated[
         bool, typer.Option("--reload", help="Start again when a Python file below here changes.")
@@ -72,30 +86,54 @@ def run(
     configure_logging(log_level.value, log_format.value)
     if broker:
         os.environ["HEADWATER_BROKER"] = broker  # where every app looks for it
+    probed = None if http is None else _address(http)
     end = WorkerEnd.from_environment()
     if end is None and (workers > 1 or reload):
         if is_url(target):
             raise Failure(
                 f"{target} is a URL, and this wants an app: give module:app, and the URL with --broker", USAGE
             )
-        command = [sys.executable, "-m", "headwater", *sys.argv[1:]]  # a worker is this same command, on a cord
-        raise typer.Exit(supervise(command, workers, watch=Path.cwd() if reload else None))
+        command = [sys.executable, *sys.orig_argv[1:]]  # a worker is this same command, on a cord
+        watch = Path.cwd() if reload else None
+
+        def services() -> Services:
+            found: App = load_app(target, factory=factory)
+            return found.services
+
+        raise typer.Exit(supervise(command, workers, services, watch=watch, web=(host, port), http=probed))
     if end is not None:
         end.hold()
-    serve(load_app(target, factory=factory), end)
+    found = load_app(target, factory=factory)
+    if end is not None and isinstance(found, App) and found.services.services and not held_by_parent():
+        end.tell_services()
+    elif isinstance(found, App):
+        serve(found, end, probed)
+    elif probed is not None:
+        raise Failure(f"{target} is a web application, and serves itself: give --host and --port", USAGE)
+    else:
+        serve_web(found, end, host, port)
 
 
 run.__doc__ = unfolded(HELP)
 
 
-def serve(app: App, end: WorkerEnd | None) -> None:
+def _address(given: str) -> tuple[str, int]:
+    try:
+        return address(given)
+    except ValueError:
+        raise Failure(f"--http {given}: give a port, or HOST:PORT", USAGE) from None
+
+
+def serve(app: App, end: WorkerEnd | None, http: tuple[str, int] | None = None) -> None:
     """Run the app in this process, and exit as the signal or the failure that stopped it wants."""
     if end is not None:
         end.tell_loaded(app.graceful_timeout + cord.MARGIN)
         app.after_startup(end.tell_ready)
     code = 0
     try:
-        asyncio.run(app.run())
+        asyncio.run(_run(app, http))
+    except Failure:
+        raise
     except Exception as error:
         if end is not None and isinstance(error, ConfigurationError):
             end.tell_hopeless()
@@ -104,6 +142,27 @@ def serve(app: App, end: WorkerEnd | None) -> None:
     else:
         code = _exit_code(app.stopped_by, supervised=end is not None)
     _leave(code)
+
+
+async def _run(app: App, http: tuple[str, int] | None) -> None:
+    """Run the app, and answer probes from before it starts until it is stopped: here, or the supervisor."""
+    path = os.environ.pop(probes.VARIABLE, None)
+    async with AsyncExitStack() as answering:
+        if path is not None:
+            await answering.enter_async_context(serving(app.asgi(), path=path))
+        elif http is not None:
+            await answering.enter_async_context(serving(app.asgi(), place=listen(*http)))
+        await app.run()
+
+
+def serve_web(asgi: Any, end: WorkerEnd | None, host: str, port: int) -> None:
+    """Serve a web application in this process, and exit as the signal that stopped it wants."""
+    if end is None:
+        stopped_by = serve_asgi(asgi, listen(host, port), lambda: None)
+    else:
+        end.tell_loaded(2 * GRACE + cord.MARGIN)
+        stopped_by = serve_asgi(asgi, end.ask_for_socket(), end.tell_ready)
+    _leave(_exit_code(stopped_by, supervised=end is not None))
 
 
 def _exit_code(stopped_by: signal.Signals | None, *, supervised: bool) -> int:

@@ -7,14 +7,23 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
-from ..errors import MissingExtraError
+from ..errors import MissingExtraError, ServiceError
+from ..services.group import HELD_BY_PARENT, Services
 from . import cord
 from .cord import SupervisorEnd
+from .output import Failure, tell_failure
+from .probes import VARIABLE as PROBES
+from .probes import AllWorkers
+from .web import listen, serving
+
+Address = tuple[str, int]  # host and port
 
 SETTLED: Final = 10.0  # seconds of readiness after which a worker counts as sound
 QUICK_DEATHS: Final = 5  # in a row, of one worker, after which the supervisor gives up
@@ -27,10 +36,12 @@ _log = logging.getLogger("headwater.supervisor")
 class Worker:
     """One worker process, and what it said of itself."""
 
-    def __init__(self, number: int, loaded: asyncio.Event) -> None:
+    def __init__(self, number: int, loaded: asyncio.Event, listen: Callable[[], socket.socket | None]) -> None:
         self.number = number
         self._loaded = loaded
+        self._listen = listen
         self.hopeless = False
+        self.wants_services = False
         self.dismissed = False
         self.killed = False
         self._patience = UNKNOWN_PATIENCE
@@ -38,14 +49,14 @@ class Worker:
         self._process: asyncio.subprocess.Process
         self._timer: asyncio.TimerHandle | None = None
 
-    async def start(self, command: Sequence[str]) -> None:
+    async def start(self, command: Sequence[str], variables: Mapping[str, str]) -> None:
         """Start a fresh interpreter, in a session of its own.
 
         So Ctrl-C in the terminal reaches the supervisor alone, which passes it on once.
         """
         self._cord = SupervisorEnd(self._hear)
         theirs = self._cord.theirs.fileno()
-        environment = os.environ | {"HEADWATER_WORKER_ID": str(self.number), cord.VARIABLE: str(theirs)}
+        environment = os.environ | variables | {"HEADWATER_WORKER_ID": str(self.number), cord.VARIABLE: str(theirs)}
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *command,
@@ -71,6 +82,10 @@ class Worker:
             _log.info("%s is ready", self)
         elif word == cord.HOPELESS:
             self.hopeless = True
+        elif word == cord.SERVICES:
+            self.wants_services = True
+        elif word == cord.LISTEN and (listening := self._listen()) is not None:
+            self._cord.give(listening)
 
     async def wait(self) -> int:
         """Its exit code once it has ended; negative is the signal that ended it."""
@@ -107,13 +122,30 @@ class Supervisor:
     """Keeps `count` workers running until a signal, until the app stops itself, or until they keep dying.
 
     With `watch` all are started again when a Python file below that directory changes, and a dead one waits for
-    that instead of being tried again.
+    that instead of being tried again. `web` is where workers that serve HTTP listen, `http` where all are probed.
+    `services` gives those of the app; it is called if a worker finds that there are some.
     """
 
-    def __init__(self, command: Sequence[str], count: int, *, watch: Path | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        count: int,
+        services: Callable[[], Services],
+        *,
+        watch: Path | None = None,
+        web: Address | None = None,
+        http: Address | None = None,
+    ) -> None:
         self._command = command
         self._count = count
+        self._find_services = services
+        self._services: Services | None = None
+        self._variables: dict[str, str] = {}  # for workers
         self._watch = watch
+        self._web = web
+        self._http = http
+        self._listening: socket.socket | None = None  # for all workers, from when the first one asks
+        self._probes = AllWorkers(count)
         self._workers: dict[int, Worker] = {}
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()  # another one after each change
@@ -126,12 +158,53 @@ class Supervisor:
         for wanted in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(wanted, self._on_signal, wanted)
         watching = None if self._watch is None else await self._start_watching(self._watch)
-        async with asyncio.TaskGroup() as group:
-            for number in range(self._count):
-                group.create_task(self._keep(number))
+        async with AsyncExitStack() as open_things:
+            open_things.callback(self._probes.close)
+            if self._http is not None:
+                await open_things.enter_async_context(serving(self._probes, place=listen(*self._http)))
+            open_things.push_async_callback(self._stop_services)
+            async with asyncio.TaskGroup() as group:
+                for number in range(self._count):
+                    group.create_task(self._keep(number))
         if watching is not None:
             await watching
         return self._code
+
+    def _listen(self) -> socket.socket | None:
+        """The socket of the workers; None, and the end of all, where there can be none."""
+        if self._listening is None and self._web is not None:
+            try:
+                self._listening = listen(*self._web)
+            except Failure as failure:
+                tell_failure(failure.reason)
+                self._stop(failure.code)
+        return self._listening
+
+    async def _start_services(self) -> None:
+        """Hold the services of the app from now on, for all workers; without them all ends."""
+        try:
+            services = await asyncio.to_thread(self._find_services)
+            starting = asyncio.create_task(services.start(on_failure=self._service_failed))
+            stopping = asyncio.create_task(self._stopping.wait())
+            await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            if starting.done():
+                starting.result()
+                self._services = services
+                self._variables |= HELD_BY_PARENT
+            else:
+                starting.cancel()
+                await asyncio.wait([starting])
+        except (ServiceError, Failure) as error:
+            self._service_failed(error)
+
+    def _service_failed(self, error: ServiceError | Failure) -> None:
+        tell_failure(str(error))
+        self._stop(1)
+
+    async def _stop_services(self) -> None:
+        if self._services is not None:
+            await self._services.stop()
 
     def _on_signal(self, number: signal.Signals) -> None:
         self._stop(130 if number == signal.SIGINT else 0, number)
@@ -152,12 +225,15 @@ class Supervisor:
             await _first_of(self._stopping, self._loaded)
         while not self._stopping.is_set():
             changed = self._changed
-            worker = Worker(number, self._loaded)
+            worker = Worker(number, self._loaded, self._listen)
             try:
                 code = await self._outlive(worker, changed)
             except OSError as error:  # no process to be had
                 _log.error("worker %d cannot be started: %s", number, error)
                 code = 1
+            if worker.wants_services:
+                await self._start_services()
+                continue
             if worker.killed:
                 self._code = self._code or 1
             if worker.dismissed:
@@ -169,7 +245,8 @@ class Supervisor:
                 await self._after_death_while_watching(worker, code, changed)
 
     async def _outlive(self, worker: Worker, changed: asyncio.Event) -> int:
-        await worker.start(self._command)
+        probed = {} if self._http is None else {PROBES: self._probes.path_of(worker.number)}
+        await worker.start(self._command, self._variables | probed)
         self._workers[worker.number] = worker
         _log.info("%s is started", worker)
         if self._stopping.is_set() or changed.is_set():  # while it was being started
@@ -241,7 +318,14 @@ def _ended(code: int) -> str:
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
-def supervise(command: Sequence[str], count: int, *, watch: Path | None = None) -> int:
+def supervise(
+    command: Sequence[str],
+    count: int,
+    services: Callable[[], Services],
+    *,
+    watch: Path | None = None,
+    **where: Address | None,
+) -> int:
     """Run workers until they are stopped; the exit code. Raises MissingExtraError if watching needs a package."""
     if watch is not None:
         try:
@@ -250,6 +334,6 @@ def supervise(command: Sequence[str], count: int, *, watch: Path | None = None) 
             raise MissingExtraError("watchfiles", "reload") from error
 
     async def run() -> int:
-        return await Supervisor(command, count, watch=watch).run()
+        return await Supervisor(command, count, services, watch=watch, **where).run()
 
     return asyncio.run(run())

@@ -32,21 +32,49 @@ def is_url(target: str) -> bool:
 # --- an app -----------------------------------------------------------------------------------------------
 
 
-def load_app(target: str, *, factory: bool = False) -> App:
-    """The app of `module:app`, or what the factory `module:make_app` makes.
+ACCEPTED: Final = "a Headwater App, an ASGI application, or a function without required parameters that makes either"
+
+
+def load_app(target: str, *, factory: bool = False) -> Any:
+    """The App, or the ASGI application, of `module:app`; or what the factory `module:make_app` makes.
 
     Failure says what was found instead and which command would work; a module that cannot be imported shows its
     own part of the traceback.
     """
-    found = _load(target, factory)
-    if isinstance(found, App):
+    found = _load(target, factory, web=True)
+    if isinstance(found, App) or is_asgi(found):
         return found
     module = _import(target.partition(":")[0])
-    raise Failure(f"{target} is {_described(found)}, not a Headwater App{_suggestion(target, module)}", USAGE)
+    described = _described(found)
+    if _is_wsgi(found):
+        described += f", which speaks WSGI: a server such as gunicorn runs it (gunicorn {target})"
+    raise Failure(f"{target} is {described}, not {ACCEPTED}{_suggestion(target, module, web=True)}", USAGE)
 
 
-def _load(target: str, factory: bool) -> Any:
-    """The object of `module:name`, called if it makes an app."""
+def is_asgi(found: Any) -> bool:
+    """Whether it is called as an ASGI application is: `await found(scope, receive, send)`."""
+    if isinstance(found, type) or not callable(found):
+        return False
+    call = found if inspect.isroutine(found) else type(found).__call__
+    return inspect.iscoroutinefunction(call) and _takes(found, 3)
+
+
+def _is_wsgi(found: Any) -> bool:
+    """Whether it looks as Flask's and Django's applications do."""
+    return not inspect.isroutine(found) and not isinstance(found, type) and callable(found) and _takes(found, 2)
+
+
+def _takes(function: Any, count: int) -> bool:
+    """Whether it can be called with so many arguments, and none by name."""
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _load(target: str, factory: bool, *, web: bool = False) -> Any:
+    """The object of `module:name`, called if it makes an app; `web` applications are suggested, too."""
     if is_url(target):
         raise Failure(f"{target} is a URL, and this wants an app: give module:app, and the URL with --broker", USAGE)
     name, colon, path = target.partition(":")
@@ -54,20 +82,20 @@ def _load(target: str, factory: bool) -> Any:
         raise Failure(_about_path(target), USAGE)
     module = _import(name)
     if not colon or not path:
-        raise Failure(f"{target!r} names no app: give module:app{_suggestion(target, module)}", USAGE)
+        raise Failure(f"{target!r} names no app: give module:app{_suggestion(target, module, web=web)}", USAGE)
     found: Any = module
     for part in path.split("."):
         if not hasattr(found, part):
-            raise Failure(f"{name} has no {path!r}{_suggestion(target, module, path)}", USAGE)
+            raise Failure(f"{name} has no {path!r}{_suggestion(target, module, path, web=web)}", USAGE)
         found = getattr(found, part)
     return _made(target, found, factory)
 
 
 def _made(target: str, found: Any, factory: bool) -> Any:
     """What a factory gives; anything else as it is."""
-    if isinstance(found, App | Broker) or not callable(found) or isinstance(found, type):
+    if isinstance(found, App | Broker | type) or not callable(found) or is_asgi(found):
         return found
-    if inspect.iscoroutinefunction(found) or not _needs_nothing(found):
+    if inspect.iscoroutinefunction(found) or not _takes(found, 0):
         if factory:
             raise Failure(f"{target} is {_described(found)}: a factory is a def without required parameters", USAGE)
         return found
@@ -78,14 +106,6 @@ def _made(target: str, found: Any, factory: bool) -> Any:
     except Exception as error:
         _show_traceback(error)
         raise Failure(f"{target}() failed: {_line(error)}") from error
-
-
-def _needs_nothing(function: Callable[..., Any]) -> bool:
-    try:
-        inspect.signature(function).bind()
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def _import(name: str) -> ModuleType:
@@ -119,9 +139,9 @@ def _described(found: Any) -> str:
     return f"{article} {kind.__name__}" + ("" if kind.__module__ == "builtins" else f" (from {kind.__module__})")
 
 
-def _suggestion(target: str, module: ModuleType, wanted: str = "app") -> str:
-    """The command that would have worked, from the apps this module has."""
-    apps = _apps_in(module)
+def _suggestion(target: str, module: ModuleType, wanted: str = "app", *, web: bool = False) -> str:
+    """The command that would have worked, from the apps this module has; ASGI applications too, for the `web`."""
+    apps = _apps_in(module, web)
     if not apps:
         return f"; {module.__name__} has none: make one with app = headwater.App(...)"
     name = (get_close_matches(wanted, apps, 1, cutoff=0.0) or apps)[0]
@@ -130,11 +150,13 @@ def _suggestion(target: str, module: ModuleType, wanted: str = "app") -> str:
     return f"; did you mean {module.__name__}:{name}{also}? {_command(target, f'{module.__name__}:{name}')}"
 
 
-def _apps_in(module: ModuleType) -> list[str]:
-    """The names of a module's apps, then of the functions that say they make one."""
-    names = [name for name, value in vars(module).items() if isinstance(value, App)]
-    makers = [name for name, value in vars(module).items() if inspect.isfunction(value) and _makes_app(value)]
-    return names + makers
+def _apps_in(module: ModuleType, web: bool) -> list[str]:
+    """The names of a module's apps, then of the functions that say they make one, then of its web applications."""
+    members = vars(module).items()
+    names = [name for name, value in members if isinstance(value, App)]
+    makers = [name for name, value in members if inspect.isfunction(value) and _makes_app(value)]
+    others = [name for name, value in members if not name.startswith("_") and not inspect.isroutine(value)]
+    return names + makers + [name for name in others if web and is_asgi(getattr(module, name))]
 
 
 def _makes_app(function: Callable[..., Any]) -> bool:

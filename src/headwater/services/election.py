@@ -11,14 +11,15 @@ import os
 import socket
 import stat
 import tempfile
+import weakref
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from fcntl import LOCK_EX, LOCK_NB, flock
 from io import FileIO
 from pathlib import Path
 from typing import Any, Final
 
+from .. import forks
 from ..errors import ConfigurationError, ServiceError
-from .process import close_in_forks
 
 LONGEST: Final = 1 << 20  # bytes of what an owner says at once
 ABOUT_TO_LISTEN: Final = 0.01  # seconds until an owner that was just elected is asked again
@@ -63,6 +64,8 @@ class Election:
         self._path = lock
         self._start, self._stop, self._exported, self._fail = start, stop, exported, fail
         self._followers: set[socket.socket] = set()
+        self._held: weakref.WeakSet[FileIO | socket.socket] = weakref.WeakSet()
+        forks.watch(self)
         self._owns_ready = False
 
     async def enter(self) -> None:
@@ -81,6 +84,11 @@ class Election:
         await asyncio.wait([self._life])
         if self._ready.done():
             self._ready.exception()  # who entered may have been cancelled
+
+    def start_afresh(self) -> None:
+        """In a forked child: let go of what would make it look, when our process is gone, as if that held on."""
+        for one in (*self._held, *self._followers):
+            one.close()
 
     def tell_exports(self) -> None:
         """Tell the followers what the services export by now."""
@@ -111,7 +119,7 @@ class Election:
     def _try_lock(self) -> Iterator[bool]:
         """Whether this process holds the lock; it does so until the end of the block."""
         with FileIO(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+") as file:
-            close_in_forks(file)
+            self._held.add(file)
             try:
                 flock(file, LOCK_EX | LOCK_NB)
                 is_ours = os.path.samestat(os.fstat(file.fileno()), self._path.stat())  # not one that was removed
@@ -154,7 +162,7 @@ class Election:
             listener.setblocking(False)
             listener.bind(os.fspath(path))
             listener.listen(1024)
-            close_in_forks(listener)
+            self._held.add(listener)
             loop.add_reader(listener, self._accept, listener)
             try:
                 yield
@@ -168,7 +176,6 @@ class Election:
         with contextlib.suppress(BlockingIOError, ConnectionError):
             follower, _ = listener.accept()
             follower.setblocking(False)
-            close_in_forks(follower)
             self._followers.add(follower)
             asyncio.get_running_loop().add_reader(follower, self._drop, follower)  # it says nothing but its end
             if self._owns_ready:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AbstractContextManager, contextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -12,8 +14,10 @@ from ..app import App
 from ..broker import Broker
 from ..depends import name_of
 from ..engines.memory import MemoryEngine, received
+from ..errors import ConfigurationError
 from ..handler import Call, Handler
 from ..message import SETTLED, Message, Receipt
+from ..sync.thread import Mailbox
 from ..topics import dead_topic
 from .clock import VirtualClock
 
@@ -39,7 +43,7 @@ class TestApp:
         self._calls: dict[Callable[..., Any], list[Any]] = {}
         self._errors: list[BaseException] = []
         self._changed = asyncio.Event()
-        self._runner: asyncio.Runner | None = None  # of a synchronous test
+        self._thread: _LoopThread | None = None  # of a synchronous test
 
     async def __aenter__(self) -> Self:
         self.app.watcher = self
@@ -59,20 +63,22 @@ class TestApp:
             self._restore()
 
     def __enter__(self) -> SyncTestApp:
-        self._runner = asyncio.Runner()
+        self._thread = _LoopThread()
         try:
-            self._runner.run(self.__aenter__())
+            self._thread.run(self.__aenter__)
         except BaseException:
-            self._runner.close()
+            self._thread.stop()
             raise
-        return SyncTestApp(self, self._runner)
+        return SyncTestApp(self, self._thread)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._runner is not None
-        with self._runner as runner:
-            runner.run(self.__aexit__(kind, error, trace))
+        assert self._thread is not None
+        try:
+            self._thread.run(lambda: self.__aexit__(kind, error, trace))
+        finally:
+            self._thread.stop()
 
     # --- acting ---------------------------------------------------------------------------------------
 
@@ -125,6 +131,31 @@ class TestApp:
     def dead(self, topic: str) -> list[Message]:
         """The dead letters of a topic."""
         return [message for message in self.published(dead_topic(topic)) if SETTLED not in message.headers]
+
+    @asynccontextmanager
+    async def hosted(self) -> AsyncIterator[None]:
+        """The app runs in this loop as long as this lasts: in the lifespan of a web application under test.
+
+        An asynchronous test shares its loop with the web application, where the app runs already. That of a
+        synchronous test moves here, into the loop of the TestClient, and back to its own in the end.
+        """
+        thread, here = self._thread, asyncio.get_running_loop()
+        if thread is None and self.app.broker.loop is here:
+            yield
+            return
+        if thread is None:
+            raise ConfigurationError(
+                "the TestApp runs in another event loop than this web application: use `with TestApp(app)` beside a "
+                "TestClient, or httpx.AsyncClient in an asynchronous test"
+            )
+        await asyncio.wrap_future(thread.mailbox.submit(self.app.shutdown))
+        self._changed, thread.guest = asyncio.Event(), Mailbox(here)
+        try:
+            async with self.app:
+                yield
+        finally:
+            self._changed, thread.guest = asyncio.Event(), None
+            await asyncio.wrap_future(thread.mailbox.submit(self.app.start))
 
     @contextmanager
     def override(self, dependency: Callable[..., Any], fake: Callable[..., Any]) -> Iterator[None]:
@@ -200,33 +231,59 @@ class TestApp:
         self._undo.clear()
 
 
+class _LoopThread:
+    """An event loop in a thread of its own: the app runs beside a synchronous test, and its `sync` works there."""
+
+    def __init__(self) -> None:
+        started: Future[Mailbox] = Future()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(started)), name="headwater-test")
+        self._thread.start()
+        self.mailbox = started.result()
+        self.guest: Mailbox | None = None
+        """Of another loop, while the app runs there."""
+
+    async def _serve(self, started: Future[Mailbox]) -> None:
+        self._stopped = asyncio.Event()
+        started.set_result(Mailbox(asyncio.get_running_loop()))
+        await self._stopped.wait()
+
+    def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        future = (self.guest or self.mailbox).submit(work)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def stop(self) -> None:
+        self.mailbox.post(self._stopped.set)
+        self._thread.join()
+
+
 class SyncTestApp:
     """The blocking face of a TestApp, for synchronous tests: the same methods, without await."""
 
     __test__ = False
 
-    def __init__(self, test: TestApp, runner: asyncio.Runner) -> None:
+    def __init__(self, test: TestApp, thread: _LoopThread) -> None:
         self._test = test
-        self._runner = runner
+        self._run = thread.run
         self.app = test.app
         self.calls = test.calls
         self.published = test.published
         self.dead = test.dead
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self._runner.run(work)
-
     def publish(self, value: Any, topic: str, **options: Any) -> Receipt:
-        return self._run(self._test.publish(value, topic, **options))
+        return self._run(lambda: self._test.publish(value, topic, **options))
 
     def request(self, value: Any, topic: str, **options: Any) -> Message:
-        return self._run(self._test.request(value, topic, **options))
+        return self._run(lambda: self._test.request(value, topic, **options))
 
     def advance(self, seconds: float) -> None:
-        self._run(self._test.advance(seconds))
+        self._run(lambda: self._test.advance(seconds))
 
     def settle(self) -> None:
-        self._run(self._test.settle())
+        self._run(self._test.settle)
 
     def override(self, dependency: Callable[..., Any], fake: Callable[..., Any]) -> AbstractContextManager[None]:
         return self._test.override(dependency, fake)

@@ -39,4 +39,4 @@ class KafkaBroker(Broker):
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
         super().__init__(**others)
         asked: Any = {**read_options(KafkaOptions, query, parts.scheme), **own}
-        self.replace_engine(KafkaEngine(Settings(**{**servers_of(parts), **asked})), url)
+        self.use(lambda: KafkaEngine(Settings(**{**servers_of(parts), **asked})), url)

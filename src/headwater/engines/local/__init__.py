@@ -45,4 +45,4 @@ class LocalBroker(Broker):
         own: Any = {name: value for name, value in options.items() if name in LocalOptions.__annotations__}
         others: Any = {name: value for name, value in options.items() if name not in own}
         super().__init__(**others)
-        self.replace_engine(LocalEngine(path, **own), f"local://{os.fspath(path)}")
+        self.use(lambda: LocalEngine(path, **own), f"local://{os.fspath(path)}")

@@ -172,7 +172,7 @@ class LocalEngine:
             if self._store is None:
                 if not self._connected:
                     raise NotConnectedError(f"local://{self.path}")
-                store = await asyncio.to_thread(self._open, create and self._create)
+                store = await self._opened(create and self._create)
                 try:
                     self._begin(store)
                 except BaseException:
@@ -180,6 +180,17 @@ class LocalEngine:
                     raise
                 self._store = store
             return self._store
+
+    async def _opened(self, create: bool) -> Store:
+        """The store; cancelled, it is closed once its thread has it."""
+        opening = asyncio.ensure_future(asyncio.to_thread(self._open, create))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            await asyncio.wait([opening])
+            if opening.exception() is None:
+                opening.result().close()
+            raise
 
     def _open(self, create: bool) -> Store:
         boot = this_boot()

@@ -51,4 +51,4 @@ class MqttBroker(Broker):
         super().__init__(**others)
         parts = urlsplit(url)
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
-        self.replace_engine(MqttEngine(read_settings(parts, query, **own)), url)
+        self.use(lambda: MqttEngine(read_settings(parts, query, **own)), url)

@@ -9,7 +9,6 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 import msgspec
 
 from ...broker import Broker, BrokerOptions
-from ...engine import Engine
 from .core import CoreEngine
 from .engine import JetStreamEngine
 from .options import Nats, NatsOptions, Settings, from_parts
@@ -57,5 +56,4 @@ class NatsBroker(Broker):
         parts = urlsplit(url)
         core = not jetstream or parts.scheme.startswith("nats+core")
         settings = msgspec.structs.replace(from_parts(parts, dict(parse_qsl(parts.query))), **own)
-        engine: Engine = CoreEngine(settings) if core else JetStreamEngine(settings)
-        self.replace_engine(engine, url)
+        self.use(lambda: CoreEngine(settings) if core else JetStreamEngine(settings), url)

@@ -34,4 +34,4 @@ class RabbitBroker(Broker):
         super().__init__(**others)
         parts = urlsplit(url)
         in_url = read_options(RabbitOptions, dict(parse_qsl(parts.query)), parts.scheme)
-        self.replace_engine(RabbitEngine(address_of(parts), **{**in_url, **own}), url)
+        self.use(lambda: RabbitEngine(address_of(parts), **{**in_url, **own}), url)

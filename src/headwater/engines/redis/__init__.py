@@ -57,4 +57,4 @@ class RedisBroker(Broker):
         super().__init__(**others)
         parts = urlsplit(url)
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
-        self.replace_engine(_engine(parts, query, own), url)
+        self.use(lambda: _engine(parts, query, own), url)

@@ -1,0 +1,97 @@
+"""The administration of a broker for synchronous code: the same names and signatures, blocking."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+from ..admin import Admin, Cluster, Groups, Partitions, Topics
+from ..dead import DeadLetters
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .broker import SyncBroker
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Part = TypeVar("Part")
+
+
+class _Face:
+    """One part of the administration, made anew for each call: it belongs to the broker's connection."""
+
+    def __init__(self, broker: SyncBroker, part: Callable[[Admin], Any]) -> None:
+        self._broker = broker
+        self._part = part
+
+
+def _blocking(
+    method: Callable[Concatenate[Part, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[_Face, P], T]:
+    """The method of a part of Admin, with the same signature, that blocks."""
+
+    @functools.wraps(method)
+    def call(face: _Face, /, *arguments: P.args, **keywords: P.kwargs) -> T:
+        def ask() -> Coroutine[Any, Any, T]:
+            return method(face._part(face._broker.broker.admin), *arguments, **keywords)
+
+        return face._broker.run(f"admin.{method.__qualname__.lower()}", ask)
+
+    return call
+
+
+class SyncTopics(_Face):
+    list = _blocking(Topics.list)
+    describe = _blocking(Topics.describe)
+    create = _blocking(Topics.create)
+    alter = _blocking(Topics.alter)
+    delete = _blocking(Topics.delete)
+    purge = _blocking(Topics.purge)
+
+
+class SyncPartitions(_Face):
+    list = _blocking(Partitions.list)
+    add = _blocking(Partitions.add)
+
+
+class SyncGroups(_Face):
+    list = _blocking(Groups.list)
+    describe = _blocking(Groups.describe)
+    lag = _blocking(Groups.lag)
+    reset = _blocking(Groups.reset)
+    delete = _blocking(Groups.delete)
+
+
+class SyncCluster(_Face):
+    describe = _blocking(Cluster.describe)
+    health = _blocking(Cluster.health)
+
+
+class SyncDeadLetters(_Face):
+    topics = _blocking(DeadLetters.topics)
+    list = _blocking(DeadLetters.list)
+    replay = _blocking(DeadLetters.replay)
+    purge = _blocking(DeadLetters.purge)
+
+
+class SyncAdmin:
+    """As `Admin`, blocking."""
+
+    def __init__(self, broker: SyncBroker) -> None:
+        self._broker = broker
+        self.topics = SyncTopics(broker, lambda admin: admin.topics)
+        self.partitions = SyncPartitions(broker, lambda admin: admin.partitions)
+        self.groups = SyncGroups(broker, lambda admin: admin.groups)
+        self.cluster = SyncCluster(broker, lambda admin: admin.cluster)
+        self.dead = SyncDeadLetters(broker, lambda admin: admin.dead)
+
+    @property
+    def capabilities(self) -> Mapping[str, bool]:
+        """Which operations this engine has."""
+
+        async def ask() -> Mapping[str, bool]:
+            return self._broker.broker.admin.capabilities
+
+        return self._broker.run("admin.capabilities", ask)
