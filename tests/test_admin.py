@@ -13,9 +13,12 @@ from headwater import (
     App,
     Broker,
     ConfigurationError,
+    ConnectError,
     GroupNotFoundError,
+    Health,
     NotSupportedError,
     Outgoing,
+    Topic,
     TopicNameError,
     TopicNotFoundError,
 )
@@ -187,3 +190,86 @@ async def test_an_engine_without_administration_says_so() -> None:
         broker.engine.admin = None  # type: ignore[misc]  # as an engine without one has it
         with pytest.raises(NotSupportedError, match="administration"):
             _ = broker.admin
+
+
+# --- a set of topics ----------------------------------------------------------------------------------
+
+
+async def test_what_is_missing_or_differs_is_shown_and_then_mended(broker: Broker) -> None:
+    wanted = [
+        Topic("orders", partitions=4, retention=timedelta(days=1)),
+        Topic("invoices", partitions=3),
+    ]
+    changes = await broker.admin.ensure(wanted, dry_run=True)
+    assert [str(change) for change in changes] == [
+        "grow orders: partitions 2 → 4",
+        "alter orders: retention 7 days, 0:00:00 → 1 day, 0:00:00",
+        "create invoices: partitions None → 3",
+    ]
+    assert [topic.name for topic in await broker.admin.topics.list()] == ["orders"]
+    assert await broker.admin.ensure(wanted) == changes
+    assert await broker.admin.ensure(wanted) == []
+    invoices, orders = await broker.admin.topics.list()
+    assert (invoices.partitions, orders.partitions, orders.retention) == (3, 4, timedelta(days=1))
+
+
+async def test_what_is_not_wanted_otherwise_stays_as_it_is(broker: Broker) -> None:
+    await broker.admin.topics.alter("orders", retention=timedelta(days=7), retention_bytes=1000)
+    await broker.admin.ensure([Topic("orders", retention_bytes=2000)])
+    info = await broker.admin.topics.describe("orders")
+    assert (info.partitions, info.retention, info.retention_bytes) == (2, timedelta(days=7), 2000)
+
+
+async def test_topics_are_deleted_only_if_that_is_asked_for_and_never_those_headwater_made(broker: Broker) -> None:
+    await broker.publish(1, "orders.dead")
+    await broker.admin.topics.create("others")
+    assert await broker.admin.ensure([Topic("orders")]) == []
+    (change,) = await broker.admin.ensure([Topic("orders")], delete=True)
+    assert str(change) == "delete others"
+    assert [topic.name for topic in await broker.admin.topics.list(internal=True)] == ["orders", "orders.dead"]
+
+
+async def test_partitions_that_would_have_to_go_are_refused_before_anything_is_done(broker: Broker) -> None:
+    with pytest.raises(ConfigurationError, match="has 2 partitions, and 1 are wanted"):
+        await broker.admin.ensure([Topic("invoices"), Topic("orders", partitions=1)])
+    assert [topic.name for topic in await broker.admin.topics.list()] == ["orders"]
+
+
+# --- watching -----------------------------------------------------------------------------------------
+
+
+async def test_the_lag_of_a_group_is_watched_with_its_rates(broker: Broker) -> None:
+    assert await broker.get("orders", group="audit")
+    watching = broker.admin.watch_lag("audit", every=0.02)
+    first = await anext(watching)
+    assert (first.total, first.published, first.handled, first.remaining) == (9, None, None, None)
+    for _ in range(4):
+        await broker.get("orders", group="audit")
+    await broker.publish(1, "orders")
+    second = await anext(watching)
+    assert second.total == 6
+    assert second.published is not None
+    assert second.handled is not None
+    assert second.handled == pytest.approx(4 * second.published)
+    assert second.remaining == pytest.approx(6 / (3 * second.published))
+    while await broker.get("orders", group="audit", timeout=0):
+        pass
+    assert (await anext(watching)).remaining == 0
+    with pytest.raises(GroupNotFoundError):
+        await anext(broker.admin.watch_lag("nobody"))
+
+
+async def test_the_health_of_a_cluster_is_told_when_it_changes(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = [Health(), Health(), ConnectError("memory://", "it is away"), Health(), Health(("a disk is full",))]
+
+    async def health(_: object) -> Health:
+        match said.pop(0):
+            case Health() as health:
+                return health
+            case error:
+                raise error
+
+    monkeypatch.setattr(type(broker.engine.admin), "health", health)
+    watching = broker.admin.watch_cluster(every=0)
+    seen = [(await anext(watching)).problems for _ in range(4)]
+    assert seen == [(), ("cannot connect to memory://: it is away",), (), ("a disk is full",)]

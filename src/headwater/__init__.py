@@ -7,10 +7,12 @@ if TYPE_CHECKING:
     from .admin import GroupInfo as GroupInfo
     from .admin import Health as Health
     from .admin import Lag as Lag
+    from .admin import LagSample as LagSample
     from .admin import MemberInfo as MemberInfo
     from .admin import NodeInfo as NodeInfo
     from .admin import PartitionInfo as PartitionInfo
     from .admin import PartitionLag as PartitionLag
+    from .admin import TopicChange as TopicChange
     from .admin import TopicInfo as TopicInfo
     from .app import App as App
     from .broker import Broker as Broker
@@ -110,10 +112,12 @@ _HOMES = {
         "GroupInfo",
         "Health",
         "Lag",
+        "LagSample",
         "MemberInfo",
         "NodeInfo",
         "PartitionInfo",
         "PartitionLag",
+        "TopicChange",
         "TopicInfo",
     ),
     "app": ("App",),

@@ -27,7 +27,6 @@ from .engine import DeclareMode, Topic
 from .errors import AuthenticationError, ConfigurationError, ConnectError, NoBrokerError
 from .handler import Call, Handler, Middleware
 from .message import Message
-from .observe.logs import are_configured
 from .retry import Retry
 from .router import Router, publishers_of, refuse
 from .services import Service, Services
@@ -539,6 +538,8 @@ class App:
             consumer.compile(self._environment(broker), broker.send, watch)
 
     def _environment(self, broker: Broker) -> Environment:
+        from .observe.logs import are_configured  # not before an app starts
+
         injectables = {App: self, Broker: broker, logging.Logger: self.logger}
         return Environment(self.logger, injectables, self.context, self.overrides, are_configured())
 

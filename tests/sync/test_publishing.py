@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from itertools import islice
 
 import pytest
 
@@ -180,6 +181,11 @@ def test_the_administration_blocks_too(face: SyncBroker, topic: str) -> None:
     assert face.admin.cluster.health().healthy
     assert face.admin.capabilities["list_topics"]
     assert face.admin.dead.topics() is not None
+    assert face.admin.ensure([Topic(topic)]) == []
+    assert next(face.admin.watch_cluster()).healthy
+    face.get(topic, group="audit", timeout=0.1)
+    assert [sample.total for sample in islice(face.admin.watch_lag("audit", topic, every=0.01), 2)] == [0, 0]
+    face.admin.groups.delete("audit")
     face.admin.topics.delete(topic)
     with pytest.raises(TopicNotFoundError):
         face.admin.topics.describe(topic)

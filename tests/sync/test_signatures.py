@@ -72,6 +72,11 @@ def test_the_administration_has_the_same_parts() -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["ensure", "watch_lag", "watch_cluster"])
+def test_the_administration_itself_has_the_same_methods(name: str) -> None:
+    assert asked(getattr(SyncAdmin, name)) == asked(getattr(Admin, name))
+
+
 @pytest.mark.parametrize("name", sorted((asynchronous(Stream) | {"batches"}) - {"some"}))
 def test_a_stream_has_the_same_methods(name: str) -> None:
     assert asked(getattr(SyncStream, name)) == asked(getattr(Stream, name))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Coroutine
+import math
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from ..admin import Admin, Cluster, Groups, Partitions, Topics
+from ..admin import Admin, Cluster, Groups, Health, LagSample, Partitions, TopicChange, Topics
 from ..dead import DeadLetters
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from ..engine import Topic
     from .broker import SyncBroker
 
 P = ParamSpec("P")
@@ -95,3 +97,30 @@ class SyncAdmin:
             return self._broker.broker.admin.capabilities
 
         return self._broker.run("admin.capabilities", ask)
+
+    def ensure(self, topics: Sequence[Topic], *, delete: bool = False, dry_run: bool = False) -> Sequence[TopicChange]:
+        """As `Admin.ensure`."""
+
+        def ask() -> Coroutine[Any, Any, Sequence[TopicChange]]:
+            return self._broker.broker.admin.ensure(topics, delete=delete, dry_run=dry_run)
+
+        return self._broker.run("admin.ensure", ask)
+
+    def watch_lag(self, group: str, topic: str | None = None, *, every: float = 2.0) -> Iterator[LagSample]:
+        """As `Admin.watch_lag`: a plain iterator."""
+        return self._each("admin.watch_lag", lambda admin: admin.watch_lag(group, topic, every=every))
+
+    def watch_cluster(self, *, every: float = 5.0) -> Iterator[Health]:
+        """As `Admin.watch_cluster`: a plain iterator."""
+        return self._each("admin.watch_cluster", lambda admin: admin.watch_cluster(every=every))
+
+    def _each(self, method: str, watch: Callable[[Admin], AsyncIterator[T]]) -> Iterator[T]:
+        watching: AsyncIterator[T] | None = None
+
+        async def look() -> T:
+            nonlocal watching
+            watching = watching or watch(self._broker.broker.admin)
+            return await anext(watching)
+
+        while True:
+            yield self._broker.run(method, look, timeout=math.inf)

@@ -282,16 +282,17 @@ class SyncBroker:
 
         return SyncAdmin(self)
 
-    def run(self, method: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    def run(self, method: str, work: Callable[[], Coroutine[Any, Any, T]], *, timeout: float | None = None) -> T:
         """Run what `work` makes in the broker's loop, once the broker is connected, and give what it gives.
 
         Raises SyncInAsyncError, which names `method`, in a thread that runs an event loop, and ConnectError after
-        `call_timeout` seconds. An interruption cancels the work.
+        `timeout` seconds, by default `call_timeout`. An interruption cancels the work.
         """
         self._check_caller(method)
+        seconds = self.call_timeout if timeout is None else timeout
 
         def late() -> ConnectError:
-            return ConnectError(str(self.broker), f"no answer to {method} within {self.call_timeout:g} s")
+            return ConnectError(str(self.broker), f"no answer to {method} within {seconds:g} s")
 
         async def in_time(rest: float) -> T:
             try:
@@ -300,7 +301,7 @@ class SyncBroker:
             except TimeoutError as error:
                 raise late() from error
 
-        return self._courier.call(in_time, self.call_timeout, late)
+        return self._courier.call(in_time, seconds, late)
 
     # --- coming and going -----------------------------------------------------------------------------
 
