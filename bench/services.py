@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import statistics
 import sys
 import time
@@ -18,7 +19,7 @@ from .report import Row, interleaved, rate, render
 START_BAR = 0.050  # seconds that three services may take beyond one
 LINES_BAR, DELAY_BAR = 100_000, 0.010  # lines a second; seconds, the 99th percentile
 IDLE = 5.0  # seconds
-IDLE_BAR = 0.001  # of a processor: one tick of the kernel's clock in ten seconds
+IDLE_BAR = 5  # wake-ups meanwhile: one a second
 FLOOD = "import sys\nline = '2026-01-01 10:00:00 INFO request 4711 handled in 13 ms by worker 7\\n' * 500\n"
 FLOOD += "while True: sys.stdout.write(line)"
 
@@ -75,12 +76,10 @@ async def flood_rows() -> list[Row]:
     ]
 
 
-def processor_seconds(pids: list[int]) -> float:
-    ticks = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+def wake_ups(pids: list[int]) -> int:
+    """How often these processes were given a processor so far."""
+    status = "".join(Path(f"/proc/{pid}/status").read_text() for pid in pids)
+    return sum(int(count) for count in re.findall(r"ctxt_switches:\s+(\d+)", status))
 
 
 def parent_of(pid: int) -> int:
@@ -88,15 +87,16 @@ def parent_of(pid: int) -> int:
 
 
 async def idle_row() -> Row:
-    """What five services that say nothing cost us and their guards."""
+    """How often five services that say nothing wake us or their guards."""
     services = Services(*(service(f"s{number}") for number in range(5)))
     async with services:
-        guards = [parent_of(one.pid) for one in services.services if one.pid is not None]
+        ours = [os.getpid(), *(parent_of(one.pid) for one in services.services if one.pid is not None)]
         await asyncio.sleep(1)
-        ours, theirs = time.process_time(), processor_seconds(guards)
+        before = wake_ups(ours)
         await asyncio.sleep(IDLE)
-        used = (time.process_time() - ours + processor_seconds(guards) - theirs) / IDLE
-    return Row("5 idle services", "a bar", f"{used:.4%} CPU", f"{IDLE_BAR:.1%} CPU", IDLE_BAR / max(used, 1e-6), bar=1)
+        count = wake_ups(ours) - before - 1  # one is that of the measurement
+    ratio = IDLE_BAR / max(count, 0.5)
+    return Row(f"wake-ups for 5 idle services in {IDLE:g} s", "a bar", str(count), str(IDLE_BAR), ratio, bar=1)
 
 
 async def measure() -> str:
