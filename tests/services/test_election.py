@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from headwater.errors import ConfigurationError, ServiceError
+from headwater.errors import ConfigurationError
 from headwater.services import Log, Service, Services
 from headwater.services.election import place_for
 from servers.process import free_ports
@@ -193,8 +193,16 @@ async def test_an_owner_that_is_cancelled_while_it_starts_leaves_nothing(tmp_pat
 
 
 async def test_a_lock_that_cannot_be_made_is_an_error() -> None:
-    with pytest.raises(ServiceError, match=r"could not be shared: .*No such file or directory"):
+    with pytest.raises(FileNotFoundError, match="/no/such/folder/lock"):
         await Services(Service("one", ["x"]), lock="/no/such/folder/lock").start()
+
+
+async def test_a_callback_that_fails_fails_the_start_as_it_is(tmp_path: Path) -> None:
+    tag = Tag()
+    service = Service("one", python(FOREVER), exports=lambda service: {"PORT": service.found["port"]}, env=tag.env)
+    with pytest.raises(KeyError, match="port"):
+        await Services(service, lock=tmp_path / "lock").start()
+    assert not tag.alive()
 
 
 def test_processes_share_a_place_by_services_folder_and_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

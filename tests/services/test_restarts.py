@@ -100,6 +100,22 @@ async def test_a_restart_that_does_not_become_ready_counts_as_well(tmp_path: Pat
     assert len(life.pids) == 1
 
 
+async def test_a_restart_that_a_callback_fails_counts_as_well() -> None:
+    pids: list[int | None] = []
+
+    def on_ready(service: Service) -> None:
+        pids.append(service.pid)
+        if len(pids) > 1:
+            raise RuntimeError("wrong version")
+        service.signal("SIGKILL")
+
+    tag = Tag()
+    service = Service("one", python(FOREVER), on_ready=on_ready, restart=OnFailure(max=2, **SOON), env=tag.env)
+    assert "could not be started again: RuntimeError('wrong version')" in str(await fate(service))
+    assert len(pids) == 3
+    assert not tag.alive()
+
+
 async def test_the_first_start_is_not_tried_again() -> None:
     life = Life()
     service = life.service("raise SystemExit(1)", ready=Log("up"), restart=Always(**SOON))

@@ -69,7 +69,11 @@ class Election:
         self._owns_ready = False
 
     async def enter(self) -> None:
-        """Return when the services are ready, here or with their owner; raises the ServiceError of their start."""
+        """Return when the services are ready, here or with their owner.
+
+        Raises the ServiceError of their start, also if it was tried elsewhere, and an OSError if the lock is not to be
+        had.
+        """
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._life = asyncio.create_task(self._live(), name="headwater services")
         try:
@@ -100,16 +104,13 @@ class Election:
             while True:
                 with self._try_lock() as is_ours:
                     await (self._own() if is_ours else self._follow())
-        except ServiceError as error:
-            self._give_up(error)
-        except Exception as error:  # the file system's
-            self._give_up(ServiceError(self._path.name, f"could not be shared: {error}"))
-
-    def _give_up(self, error: ServiceError) -> None:
-        if self._ready.done():
-            self._fail(error)
-        else:
-            self._ready.set_exception(error)
+        except Exception as error:
+            if not self._ready.done():
+                self._ready.set_exception(error)
+            elif isinstance(error, ServiceError):
+                self._fail(error)
+            else:  # a callback's, or the file system's
+                self._fail(ServiceError(self._path.stem, f"could not be taken over: {error!r}"))
 
     def _be_ready(self) -> None:
         if not self._ready.done():
