@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from .errors import RemoteError as RemoteError
     from .errors import RequestTimeoutError as RequestTimeoutError
     from .errors import RetryLater as RetryLater
+    from .errors import ServiceError as ServiceError
     from .errors import Skip as Skip
     from .errors import StopApp as StopApp
     from .errors import StopConsuming as StopConsuming
@@ -85,6 +86,18 @@ if TYPE_CHECKING:
     from .results import Response as Response
     from .retry import Retry as Retry
     from .router import Router as Router
+    from .services import Always as Always
+    from .services import File as File
+    from .services import HealthCheck as HealthCheck
+    from .services import Http as Http
+    from .services import Log as Log
+    from .services import Never as Never
+    from .services import Notify as Notify
+    from .services import OnFailure as OnFailure
+    from .services import Service as Service
+    from .services import Services as Services
+    from .services import Stop as Stop
+    from .services import Tcp as Tcp
     from .settle import Batch as Batch
     from .stream import Stream as Stream
     from .sync import DeliveryFuture as DeliveryFuture
@@ -171,6 +184,7 @@ _HOMES = {
         "RemoteError",
         "RequestTimeoutError",
         "RetryLater",
+        "ServiceError",
         "Skip",
         "StopApp",
         "StopConsuming",
@@ -196,6 +210,20 @@ _HOMES = {
     "results": ("Response",),
     "retry": ("Retry",),
     "router": ("Router",),
+    "services": (
+        "Always",
+        "File",
+        "HealthCheck",
+        "Http",
+        "Log",
+        "Never",
+        "Notify",
+        "OnFailure",
+        "Service",
+        "Services",
+        "Stop",
+        "Tcp",
+    ),
     "settle": ("Batch",),
     "stream": ("Stream",),
     "sync": ("DeliveryFuture", "SyncBroker"),

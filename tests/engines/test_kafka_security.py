@@ -9,7 +9,7 @@ import pytest
 
 from headwater import AuthenticationError, ConnectError, KafkaBroker
 from servers.certificate import Certificate, make_certificate
-from servers.kafka import API_VERSIONS, CORRELATION, READY, KafkaServer
+from servers.kafka import API_VERSIONS, CORRELATION, KafkaServer
 from servers.process import ask
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server]
@@ -35,7 +35,7 @@ class SecureKafkaServer(KafkaServer):
         )
 
     def answers(self) -> bool:
-        return READY in self.process.said(None) and ask(self.port, API_VERSIONS, tls=True)[4:8] == CORRELATION
+        return ask(self.port, API_VERSIONS, tls=True)[4:8] == CORRELATION
 
     def add_user(self, name: str, password: str) -> None:
         from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it says not that it exports them

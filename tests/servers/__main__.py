@@ -21,7 +21,7 @@ PACKAGES = {
     "mosquitto": "mosquitto",
     "rabbitmq-server": "rabbitmq-server",
     "openssl": "openssl",
-    "java": "default-jre-headless",
+    "javac": "default-jdk-headless",
 }
 POM = f"""\
 <project xmlns="http://maven.apache.org/POM/4.0.0">

@@ -86,10 +86,10 @@ class KafkaServer(Server):
         if done.returncode:
             said = "\n".join([*done.stdout.splitlines()[-10:], done.stderr])
             raise StartError(f"Kafka's folder could not be made (Java has to be 17 or newer):\n{said}")
-        return Process(self._command("kafka.Kafka", str(path)), log=self.folder / "log")
+        return self._run(self._command("kafka.Kafka", str(path)), log=READY)
 
     def answers(self) -> bool:
-        return READY in self.process.said(None) and ask(self.port, API_VERSIONS)[4:8] == CORRELATION
+        return ask(self.port, API_VERSIONS)[4:8] == CORRELATION
 
     def _command(self, main: str, *arguments: str) -> list[str]:
         return [self._java, *JVM, "-cp", f"{LIB}/*", main, *arguments]

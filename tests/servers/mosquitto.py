@@ -48,7 +48,7 @@ class MosquittoServer(Server):
             lines.append("allow_anonymous true")
         path = self.folder / "mosquitto.conf"
         path.write_text("\n".join([*lines, *self.extra]) + "\n")
-        return Process([self._program, "-c", str(path)], log=self.folder / "log")
+        return self._run([self._program, "-c", str(path)])
 
     def answers(self) -> bool:
         return ask(self.port, CONNECT, tls=self.certificate is not None)[:1] == bytes([CONNACK])

@@ -43,7 +43,7 @@ class NatsServer(Server):
             lines.append(f'tls {{ cert_file: "{self.certificate.file}", key_file: "{self.certificate.key}" }}')
         path = self.folder / "nats.conf"
         path.write_text("\n".join([*lines, *self.extra]) + "\n")
-        return Process([self._program, "-c", str(path)], log=self.folder / "log")
+        return self._run([self._program, "-c", str(path)])
 
     def answers(self) -> bool:
         verb, _, about = ask(self.port).partition(b" ")  # in the clear with TLS too: the handshake comes after it

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import os
 import random
 import re
@@ -11,7 +10,6 @@ import shutil
 import signal
 import socket
 import ssl
-import subprocess
 import sys
 import tempfile
 import threading
@@ -19,9 +17,14 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO, ClassVar, Self
+from typing import Any, ClassVar, Self
+
+from headwater import Log, Service, ServiceError, Stop
+from headwater.services.blocking import Blocking
+from headwater.services.readiness import Callback, Probe
 
 HOST = "127.0.0.1"
 LOOK_AGAIN = 0.01  # seconds between two looks at a server that is starting
@@ -73,103 +76,84 @@ def free_ports(count: int) -> list[int]:
         return ports
 
 
-class _Watcher:
-    """Our end of `watcher.py`, which is started with the first server."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[str] | None = None
-
-    def tell(self, line: str) -> None:
-        with self._lock:
-            if self._process is None:
-                command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("watcher.py"))]
-                self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
-                atexit.register(self._end)
-            assert self._process.stdin is not None
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
-
-    def _end(self) -> None:
-        assert self._process is not None
-        self._process.communicate()
-
-
-_WATCHER = _Watcher()
+def _new_folder(name: str) -> Path:
+    """A temporary folder, which names our process: those of processes that are gone are removed."""
+    for left in Path(tempfile.gettempdir()).glob("headwater-test-*-*"):
+        if not Path("/proc", left.name.split("-")[2]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"headwater-test-{os.getpid()}-{name.lower()}-"))
 
 
 class Process:
-    """One program in a process group of its own, whose output goes to a file."""
+    """One program as a service of ours, and what only tests do to one: let it hang, and kill it."""
 
-    def __init__(self, command: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        ready: Probe | Callback | None = None,
+        ready_timeout: float = 30.0,
+        grace: float = 30.0,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.command = list(command)
-        self.log = log
-        self.environment = environment
-        self._popen: subprocess.Popen[bytes] | None = None
-        self._log_start = 0
+        self.service = Service(
+            Path(command[0]).name,
+            command,
+            ready=ready,
+            ready_timeout=ready_timeout,
+            stop=Stop(grace=grace),
+            env=environment,
+            log_level="DEBUG",  # what a server says is nothing to a test that looks at its own logs
+        )
+        self._held: Blocking[Service] | None = None
 
     @property
     def pid(self) -> int:
-        assert self._popen is not None, "it was not started"
-        return self._popen.pid
+        assert self.service.pid is not None, "it does not run"
+        return self.service.pid
 
     @property
     def running(self) -> bool:
-        return self._popen is not None and self._popen.poll() is None
+        return self.service.pid is not None
 
     def start(self) -> None:
-        with self.log.open("ab") as output:
-            self._log_start = output.tell()
-            self._popen = _spawn(self.command, output, self.environment)
-        _WATCHER.tell(f"+{self.pid}")
+        """Return when it is ready."""
+        held = self.service.sync()
+        with ThreadPoolExecutor(1) as thread:  # for a test may ask for a server, and block, inside its loop
+            thread.submit(held.__enter__).result()
+        self._held = held
 
-    def stop(self, timeout: float) -> None:
-        """End it with SIGTERM, and after `timeout` seconds with SIGKILL and a TimeoutError."""
-        if not self.running:
-            return
-        self.resume()
-        os.kill(self.pid, signal.SIGTERM)
-        try:
-            self._reap(timeout)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            raise TimeoutError(f"{self.command[0]} did not stop in {timeout} s:\n{self.said()}") from None
+    def stop(self) -> None:
+        """End it with SIGTERM, and after the grace with SIGKILL and a TimeoutError."""
+        was_running = self.running
+        self._leave()
+        if was_running and self.service.exit_code == -signal.SIGKILL:
+            raise TimeoutError(f"{self.command[0]} did not stop in time:\n{self.said()}")
 
     def kill(self) -> None:
-        if self.running:
-            os.killpg(self.pid, signal.SIGKILL)
-            self._reap(10)
+        self.service.signal("SIGKILL")
+        self._leave()
 
     def pause(self) -> None:
         """Stop it, and return once it has: until then its threads, each in its own time, go on answering."""
-        os.killpg(self.pid, signal.SIGSTOP)
-        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # the kernel tells when the last one has
+        self.service.signal("SIGSTOP")
+        threads = Path(f"/proc/{self.pid}/task")
+        while any(b") T " not in (thread / "stat").read_bytes() for thread in threads.iterdir()):
+            time.sleep(LOOK_AGAIN)
 
     def resume(self) -> None:
-        os.killpg(self.pid, signal.SIGCONT)
+        self.service.signal("SIGCONT")
 
-    def said(self, lines: int | None = 30) -> str:
-        """The last lines of what it wrote since it was started; None for all of them."""
-        with self.log.open("rb") as log:
-            log.seek(self._log_start)
-            text = log.read().decode(errors="replace")
-        return text if lines is None else "\n".join(text.splitlines()[-lines:])
+    def said(self) -> str:
+        """The last lines of what it wrote since it was started."""
+        return "\n".join(self.service.lines[-30:])
 
-    def _reap(self, timeout: float) -> None:
-        assert self._popen is not None
-        self._popen.wait(timeout)
-        _WATCHER.tell(f"-{self.pid}")
-
-
-def _spawn(command: Sequence[str], output: IO[bytes], environment: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        env=environment,
-        start_new_session=True,  # a Ctrl-C of the tests is not the server's
-    )
+    def _leave(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            with suppress(ServiceError):  # that it was killed
+                held.__exit__(None, None, None)
 
 
 class Server(ABC):
@@ -186,7 +170,7 @@ class Server(ABC):
     def __init__(self, *, extra: Sequence[str] = ()) -> None:
         """`extra` are lines of the server's own configuration language."""
         self.extra = list(extra)
-        self.folder = Path(tempfile.mkdtemp(prefix=f"headwater-{type(self).__name__.lower()}-"))
+        self.folder = _new_folder(type(self).__name__)
         self.ports = free_ports(self.PORTS)
         self._remove = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self._process: Process | None = None
@@ -274,7 +258,7 @@ class Server(ABC):
             if kill:
                 self._process.kill()
             else:
-                self._process.stop(self.STOP_TIMEOUT)
+                self._process.stop()
 
     def write_down(self) -> None:
         """As `save`, and blocks."""
@@ -287,32 +271,36 @@ class Server(ABC):
             self._remove()
 
     def _up(self) -> None:
-        _WATCHER.tell(f"={self.folder}")
         if self._process is None:
             self._process = self.configure()
         if self._process.running:
             self._process.resume()
-        else:
+            self._await_answer()
+            return
+        try:
             self._process.start()
-        self._await_answer(self._process)
+        except ServiceError as error:
+            kind = PortTakenError if TAKEN.search("\n".join(error.lines)) else StartError
+            raise kind(str(error)) from None
         self._was_ready = True
 
-    def _await_answer(self, process: Process) -> None:
+    async def _is_ready(self, _: Service) -> bool:
+        return await asyncio.to_thread(self.answers)
+
+    def _await_answer(self) -> None:
+        """Return when one that hung has come to itself."""
         end = time.monotonic() + self.START_TIMEOUT
         while time.monotonic() < end:
-            if not process.running:
-                said = process.said()
-                error = PortTakenError if TAKEN.search(said) else StartError
-                raise error(f"{process.command[0]} ended as it started:\n{said}")
-            try:
+            with suppress(OSError):
                 if self.answers():
                     return
-            except OSError:
-                pass
             time.sleep(LOOK_AGAIN)
-        said = process.said()
-        process.kill()
-        raise StartError(f"{process.command[0]} was not ready in {self.START_TIMEOUT} s:\n{said}")
+        raise StartError(f"{self.process.command[0]} does not answer:\n{self.process.said()}")
+
+    def _run(self, command: Sequence[str], *, log: str | None = None, **options: Any) -> Process:
+        """What `configure` gives: the program, ready when it has logged `log`, if that is given, and answers."""
+        ready = self._is_ready if log is None else Log(log) & self._is_ready
+        return Process(command, ready=ready, ready_timeout=self.START_TIMEOUT, grace=self.STOP_TIMEOUT, **options)
 
     def __enter__(self) -> Self:
         self._enter()

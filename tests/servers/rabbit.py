@@ -90,12 +90,11 @@ class RabbitServer(Server):
             "ERL_EPMD_PORT": str(epmd),
         }
         # Erlang would start one by itself, as a daemon that nobody ends.
-        self._epmd = Process([self._epmd_program, "-address", HOST, "-port", str(epmd)], log=self.folder / "epmd.log")
-        return Process([self._program], log=self.folder / "log", environment=environment)
+        self._epmd = Process([self._epmd_program, "-address", HOST, "-port", str(epmd)])
+        self._environment = environment
+        return self._run([self._program], log=READY, environment=environment)
 
     def answers(self) -> bool:
-        if READY not in self.process.said(None):
-            return False
         amqp = ask(self.port, PROTOCOL_HEADER)
         web = ask(self.management_port, b"GET /api/ready HTTP/1.0\r\n\r\n")
         return amqp.startswith(METHOD_FRAME) and web.startswith(b"HTTP/") and self._streams_listen()
@@ -103,7 +102,7 @@ class RabbitServer(Server):
     def write_down(self) -> None:
         # Mnesia, which holds queues and bindings, collects what it logs for up to two seconds.
         command = [str(Path(self._program).with_name("rabbitmqctl")), "eval", "mnesia:sync_log()."]
-        done = subprocess.run(command, env=self.process.environment, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=30)
         if done.stdout.strip() != "ok":
             raise RuntimeError(f"rabbitmqctl did not write it down: {done.stdout}{done.stderr}")
 

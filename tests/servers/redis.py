@@ -39,7 +39,7 @@ class RedisServer(Server):
             lines.append(f"port {self.port}")
         path = self.folder / "redis.conf"
         path.write_text("\n".join([*lines, *self.extra]) + "\n")
-        return Process([self._program, str(path)], log=self.folder / "log")
+        return self._run([self._program, str(path)])
 
     def answers(self) -> bool:
         # -LOADING is an answer as well, but not one of a server that is ready.
@@ -59,7 +59,7 @@ class RedisSentinel(RedisServer):
         lines = [f"bind {HOST}", f"port {self.port}", f"dir {self.folder}", *(f"sentinel {line}" for line in watch)]
         path = self.folder / "sentinel.conf"
         path.write_text("\n".join(lines) + "\n")
-        return Process([self._program, str(path), "--sentinel"], log=self.folder / "log")
+        return self._run([self._program, str(path), "--sentinel"])
 
 
 class Together:

@@ -40,6 +40,11 @@ class Tag:
         wanted = b"HEADWATER_TEST=" + self.env["HEADWATER_TEST"].encode()
         return [int(place.parent.name) for place in Path("/proc").glob("[0-9]*/environ") if wanted in read(place)]
 
+    def services(self) -> list[int]:
+        """Those of them that run `FOREVER`."""
+        wanted = "\0".join([*python(FOREVER), ""]).encode()
+        return [pid for pid in self.alive() if read(Path(f"/proc/{pid}/cmdline")) == wanted]
+
 
 def read(place: Path) -> bytes:
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from concurrent.futures import Future
 from types import TracebackType
@@ -32,6 +33,9 @@ class Blocking(Generic[T]):
             raise ConfigurationError("this would hold up the running loop: write `async with`, without sync()")
         self._failure = None
         ready: Future[None] = Future()
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._loop = self._runner.get_loop()
+        self._task = self._loop.create_task(self._hold(ready))
         self._thread = threading.Thread(target=self._run, args=[ready], name="headwater services", daemon=True)
         self._thread.start()
         try:
@@ -49,15 +53,15 @@ class Blocking(Generic[T]):
             raise self._failure
 
     def _run(self, ready: Future[None]) -> None:
-        try:
-            asyncio.run(self._hold(ready))
-        except asyncio.CancelledError:
-            pass
-        except BaseException as error:
-            ready.set_exception(error)
+        with self._runner:
+            try:
+                self._loop.run_until_complete(self._task)
+            except asyncio.CancelledError:
+                pass
+            except BaseException as error:
+                ready.set_exception(error)
 
     async def _hold(self, ready: Future[None]) -> None:
-        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         await self._services.start(on_failure=self._fail)
         try:
             ready.set_result(None)
@@ -69,7 +73,6 @@ class Blocking(Generic[T]):
         self._failure = error
 
     def _end(self) -> None:
-        if self._thread.is_alive():
-            assert self._task is not None
+        with contextlib.suppress(RuntimeError):  # it has ended, and the loop is closed
             self._loop.call_soon_threadsafe(self._task.cancel)
         self._thread.join()

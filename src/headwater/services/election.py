@@ -11,14 +11,15 @@ import os
 import socket
 import stat
 import tempfile
+import weakref
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from fcntl import LOCK_EX, LOCK_NB, flock
 from io import FileIO
 from pathlib import Path
 from typing import Any, Final
 
+from .. import forks
 from ..errors import ConfigurationError, ServiceError
-from .process import close_in_forks
 
 LONGEST: Final = 1 << 20  # bytes of what an owner says at once
 ABOUT_TO_LISTEN: Final = 0.01  # seconds until an owner that was just elected is asked again
@@ -63,10 +64,16 @@ class Election:
         self._path = lock
         self._start, self._stop, self._exported, self._fail = start, stop, exported, fail
         self._followers: set[socket.socket] = set()
+        self._held: weakref.WeakSet[FileIO | socket.socket] = weakref.WeakSet()
+        forks.watch(self)
         self._owns_ready = False
 
     async def enter(self) -> None:
-        """Return when the services are ready, here or with their owner; raises the ServiceError of their start."""
+        """Return when the services are ready, here or with their owner.
+
+        Raises the ServiceError of their start, also if it was tried elsewhere, and an OSError if the lock is not to be
+        had.
+        """
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._life = asyncio.create_task(self._live(), name="headwater services")
         try:
@@ -82,6 +89,11 @@ class Election:
         if self._ready.done():
             self._ready.exception()  # who entered may have been cancelled
 
+    def start_afresh(self) -> None:
+        """In a forked child: let go of what would make it look, when our process is gone, as if that held on."""
+        for one in (*self._held, *self._followers):
+            one.close()
+
     def tell_exports(self) -> None:
         """Tell the followers what the services export by now."""
         if self._owns_ready:
@@ -92,16 +104,13 @@ class Election:
             while True:
                 with self._try_lock() as is_ours:
                     await (self._own() if is_ours else self._follow())
-        except ServiceError as error:
-            self._give_up(error)
-        except Exception as error:  # the file system's
-            self._give_up(ServiceError(self._path.name, f"could not be shared: {error}"))
-
-    def _give_up(self, error: ServiceError) -> None:
-        if self._ready.done():
-            self._fail(error)
-        else:
-            self._ready.set_exception(error)
+        except Exception as error:
+            if not self._ready.done():
+                self._ready.set_exception(error)
+            elif isinstance(error, ServiceError):
+                self._fail(error)
+            else:  # a callback's, or the file system's
+                self._fail(ServiceError(self._path.stem, f"could not be taken over: {error!r}"))
 
     def _be_ready(self) -> None:
         if not self._ready.done():
@@ -111,7 +120,7 @@ class Election:
     def _try_lock(self) -> Iterator[bool]:
         """Whether this process holds the lock; it does so until the end of the block."""
         with FileIO(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+") as file:
-            close_in_forks(file)
+            self._held.add(file)
             try:
                 flock(file, LOCK_EX | LOCK_NB)
                 is_ours = os.path.samestat(os.fstat(file.fileno()), self._path.stat())  # not one that was removed
@@ -119,9 +128,11 @@ class Election:
                 is_ours = False
             if not is_ours:
                 file.close()
-            yield is_ours
-            if is_ours:
-                self._path.unlink(missing_ok=True)
+            try:
+                yield is_ours
+            finally:
+                if is_ours:
+                    self._path.unlink(missing_ok=True)
 
     # --- the owner ------------------------------------------------------------------------------------
 
@@ -152,7 +163,7 @@ class Election:
             listener.setblocking(False)
             listener.bind(os.fspath(path))
             listener.listen(1024)
-            close_in_forks(listener)
+            self._held.add(listener)
             loop.add_reader(listener, self._accept, listener)
             try:
                 yield
@@ -166,7 +177,6 @@ class Election:
         with contextlib.suppress(BlockingIOError, ConnectionError):
             follower, _ = listener.accept()
             follower.setblocking(False)
-            close_in_forks(follower)
             self._followers.add(follower)
             asyncio.get_running_loop().add_reader(follower, self._drop, follower)  # it says nothing but its end
             if self._owns_ready:

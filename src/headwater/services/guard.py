@@ -18,7 +18,6 @@ import os
 import select
 import sys
 import time
-from collections.abc import Iterator
 from errno import ENOENT, ENOTDIR, ESRCH
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -163,7 +162,7 @@ def execute(command: list[str]) -> None:
     raise refusal
 
 
-def descendants() -> Iterator[tuple[int, int]]:
+def descendants() -> list[tuple[int, int]]:
     """The pid and the process group of all that descend from this process."""
     children: dict[int, list[tuple[int, int]]] = {}
     for entry in os.listdir("/proc"):
@@ -174,10 +173,10 @@ def descendants() -> Iterator[tuple[int, int]]:
             except OSError:
                 continue  # it has just ended
             children.setdefault(int(parent), []).append((int(entry), int(group)))
-    level = children.get(os.getpid(), [])
-    while level:
-        yield from level
-        level = [child for pid, _ in level for child in children.get(pid, [])]
+    found = children.get(os.getpid(), [])
+    for pid, _ in found:
+        found.extend(children.get(pid, []))
+    return found
 
 
 def send(pid: int, number: int) -> None:

@@ -14,6 +14,7 @@ from typing import Final
 
 READ: Final = 1 << 16  # bytes at a time
 LONGEST: Final = 1 << 16  # bytes of a line; what is beyond is dropped
+CUT: Final = b"... (cut here: the line is longer)"
 KEPT: Final = 200  # lines for errors
 BACKLOG: Final = 10_000, 1 << 22  # lines and bytes that wait to be logged; the oldest are dropped beyond that
 SLICE: Final = 0.001  # seconds of logging before others have the loop
@@ -231,4 +232,4 @@ def _text(line: bytes) -> str:
 
 
 def _cut(line: bytes) -> bytes:
-    return line if len(line) <= LONGEST else line[:LONGEST] + b"... (cut here: the line is longer)"
+    return line if len(line) <= LONGEST else line[:LONGEST] + CUT

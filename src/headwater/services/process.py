@@ -14,9 +14,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
-from weakref import WeakSet
+from typing import Final
 
+from .. import forks
 from .policies import Stop
 
 GUARD: Final = str(Path(__file__).with_name("guard.py"))
@@ -95,7 +95,7 @@ class Process:
         """Takes about a millisecond, in which the interpreter is executed but has not started yet."""
         command = self._command
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        close_in_forks(self._line)
+        forks.watch(self)
         user = command.user
         who = "" if user is None else f"{user.pw_name}:{user.pw_uid}:{user.pw_gid}"
         line, stop, handed = theirs.fileno(), command.stop, ",".join(map(str, command.handed))
@@ -180,6 +180,10 @@ class Process:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, number)
 
+    def start_afresh(self) -> None:
+        """In a forked child: let go of the line, which would stay open in its hands when our process is gone."""
+        self._line.close()
+
     def _say(self, word: bytes) -> None:
         with contextlib.suppress(OSError):  # the guard is gone, or hangs, which shows in `_be_gone`
             self._line.send(word)
@@ -192,23 +196,3 @@ def _kill_marked(marker: str) -> None:
         with contextlib.suppress(OSError):  # it has ended, or is somebody else's
             if wanted in place.read_bytes().split(b"\0"):
                 os.kill(int(place.parent.name), signal.SIGKILL)
-
-
-class Closeable(Protocol):
-    def close(self) -> object: ...
-
-
-_not_for_forks: WeakSet[Closeable] = WeakSet()
-
-
-def close_in_forks(resource: Closeable) -> None:
-    """Close it in forked children: in their hands it would stay open when our process, to whom it stands, is gone."""
-    _not_for_forks.add(resource)
-
-
-def _close_all() -> None:
-    for resource in _not_for_forks:
-        resource.close()
-
-
-os.register_at_fork(after_in_child=_close_all)

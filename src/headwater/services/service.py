@@ -270,6 +270,8 @@ class Service:
                 return await self._begin()
             except ServiceError as another:
                 error = another
+            except Exception as cause:  # a callback's
+                error = ServiceError(self.name, f"could not be started again: {cause!r}", lines=self.lines)
 
 
 def _checked_name(name: str) -> str:
