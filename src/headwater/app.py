@@ -29,13 +29,13 @@ from .handler import Call, Handler, Middleware
 from .message import Message
 from .retry import Retry
 from .router import Router, publishers_of, refuse
-from .services import Service, Services
 from .topics import is_pattern
 
 if TYPE_CHECKING:
     from .admin import Admin
     from .integrations.asgi import Operations
     from .observe.health import AppHealth
+    from .services import Service, Services
     from .sync import SyncBroker
 
 BrokerLike = str | Broker
@@ -146,7 +146,7 @@ class App:
         """The signal that ended the last `run`, if one did."""
         worker = os.environ.get("HEADWATER_WORKER_ID")
         self.worker_id = int(worker) if worker else None
-        self.services = Services(*services)
+        self.services = _held(services)
         self.overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
         self.router = Router(middleware=middleware, dependencies=dependencies)
         self.subscriber = self.router.subscriber
@@ -271,7 +271,7 @@ class App:
         self.phase = Phase.STARTING
         async with AsyncExitStack() as started:
             started.callback(self._reset)
-            if self.services.services and self.watcher is None:  # a test runs no server
+            if self.services is not None and self.watcher is None:  # a test runs no server
                 await self._timed("services", self.services.start(elect=share_services, on_failure=self.stop))
                 started.push_async_callback(self.services.stop)
             await self._timed("lifespan", self._enter_lifespan(started))
@@ -655,6 +655,14 @@ class App:
 
     def __repr__(self) -> str:
         return f"App({self.name!r})"
+
+
+def _held(services: Sequence[Service]) -> Services | None:
+    if not services:
+        return None
+    from .services import Services  # an app without any need not wait for its import
+
+    return Services(*services)
 
 
 def _listed(broker: BrokerArgument) -> list[BrokerLike | BrokerFactory]:

@@ -13,20 +13,22 @@ import traceback
 from contextlib import AsyncExitStack
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from ..app import APPS, App
 from ..errors import ConfigurationError, HeadwaterError
 from ..observe.logs import JsonFormatter, configure_logging
-from ..services.group import Services, held_by_parent
 from . import cord, probes
 from .cord import WorkerEnd
 from .output import Failure, tell_failure, unfolded
 from .supervisor import BACKOFF, QUICK_DEATHS, SETTLED, supervise
 from .target import USAGE, is_url, load_app
 from .web import GRACE, address, listen, serve_asgi, serving
+
+if TYPE_CHECKING:
+    from ..services import Services
 
 _log = logging.getLogger("headwater")
 EXIT_PATIENCE: Final = 3.0  # seconds for the interpreter to end once the app has stopped
@@ -98,13 +100,14 @@ def run(
 
         def services() -> Services:
             found: App = load_app(target, factory=factory)
+            assert found.services is not None, "a worker has seen some"
             return found.services
 
         raise typer.Exit(supervise(command, workers, services, watch=watch, web=(host, port), http=probed))
     if end is not None:
         end.hold()
     found = load_app(target, factory=factory)
-    if end is not None and isinstance(found, App) and found.services.services and not held_by_parent():
+    if end is not None and isinstance(found, App) and _wants_services(found):
         end.tell_services()
     elif isinstance(found, App):
         serve(found, end, probed)
@@ -115,6 +118,15 @@ def run(
 
 
 run.__doc__ = unfolded(HELP)
+
+
+def _wants_services(app: App) -> bool:
+    """Whether the supervisor is to start services first."""
+    if app.services is None:
+        return False
+    from ..services import held_by_parent
+
+    return not held_by_parent()
 
 
 def _address(given: str) -> tuple[str, int]:

@@ -12,16 +12,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..errors import MissingExtraError, ServiceError
-from ..services.group import HELD_BY_PARENT, Services
 from . import cord
 from .cord import SupervisorEnd
 from .output import Failure, tell_failure
 from .probes import VARIABLE as PROBES
 from .probes import AllWorkers
 from .web import listen, serving
+
+if TYPE_CHECKING:
+    from ..services import Services
 
 Address = tuple[str, int]  # host and port
 
@@ -182,6 +184,8 @@ class Supervisor:
 
     async def _start_services(self) -> None:
         """Hold the services of the app from now on, for all workers; without them all ends."""
+        from ..services import HELD_BY_PARENT  # most apps have none, and need not wait for its import
+
         try:
             services = await asyncio.to_thread(self._find_services)
             starting = asyncio.create_task(services.start(on_failure=self._service_failed))
