@@ -89,7 +89,7 @@ async def join(tmp_path: Path, tag: Tag) -> AsyncIterator[Join]:
             async def end() -> None:
                 if process.returncode is None:
                     process.kill()
-                await process.wait()
+                await process.communicate()
 
             stack.push_async_callback(end)
             return Member(process)
