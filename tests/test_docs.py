@@ -142,10 +142,12 @@ class Page:
 
     def __enter__(self) -> Page:
         sys.modules[self.module.__name__] = self.module
+        self.on_sigterm = signal.getsignal(signal.SIGTERM)
         return self
 
     def __exit__(self, *error: object) -> None:
         del sys.modules[self.module.__name__]
+        signal.signal(signal.SIGTERM, self.on_sigterm)
         self.runner.close()
         for service in self.services:
             service.send_signal(signal.SIGTERM)

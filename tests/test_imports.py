@@ -16,7 +16,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 # The floors of the house, the lowest first. A module imports from its own floor and those below, at import time;
 # what it needs from above only for its types, or only when called, it imports there.
 FLOORS = [
-    ("clock", "errors", "forks", "topics"),
+    ("clock", "errors", "forks", "places", "topics"),
     ("message",),
     ("codecs", "retry"),
     ("engine", "inbox", "letters", "order", "watermark"),

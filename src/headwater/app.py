@@ -60,12 +60,7 @@ def _on_broker(method: Callable[Concatenate[Broker, P], R]) -> Callable[Concaten
     return call
 
 
-_APPS: Final = WeakSet["App"]()
-
-
-def running_apps() -> list[App]:
-    """The apps of this process that are started."""
-    return [app for app in _APPS if app.phase is not Phase.STOPPED]
+APPS: Final = WeakSet["App"]()  # all there are in this process, for who is not told which one is meant
 
 
 class Phase(Enum):
@@ -174,7 +169,7 @@ class App:
         self._starting: asyncio.Task[None] | None = None
         self._connecting: asyncio.Task[None] | None = None
         self.watcher: Watcher | None = None
-        _APPS.add(self)
+        APPS.add(self)
         if not any(callable(one) for one in self._given):
             self.set_broker([one for one in self._given if not callable(one)])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import signal
 
 import pytest
 
@@ -80,3 +82,18 @@ def test_a_group_at_work_cannot_be_moved(shell: Shell, here: Here) -> None:
     assert "orders[0]" in here("groups", "show", shell.url, "shop").out
     refused = here("groups", "reset", shell.url, "shop", "orders", "--to", "earliest", "--yes", code=1)
     assert refused.err.startswith("error: ")
+
+
+def test_lag_is_watched_a_line_each_time_until_nobody_wants_to_know(shell: Shell) -> None:
+    shell.publish(*(Outgoing(n, "orders", key="k") for n in range(10)))
+    shell("copy", shell.url, "orders", f"local://{shell.path}/there", "--group", "audit", "--limit", 4)
+    watching = shell.start("groups", "lag", shell.url, "audit", "--watch", "--every", 0.1)
+    watching.until(r"TIME +LAG +PUBLISHED/s +HANDLED/s +LEFT")
+    watching.until(r"\d\d:\d\d:\d\d +6 +- +- +-$")
+    watching.until(r"\d\d:\d\d:\d\d +6 +0\.0 +0\.0 +-$")
+    shell("copy", shell.url, "orders", f"local://{shell.path}/there", "--group", "audit")
+    watching.until(r"\d\d:\d\d:\d\d +0 +0\.0 +[1-9]\d*\.\d +0s$")
+    watching.signal(signal.SIGINT)
+    assert watching.wait() == 130
+    as_json = shell.start("groups", "lag", shell.url, "audit", "--watch", "--json")
+    assert json.loads(as_json.until("{").string)["total"] == 0

@@ -15,7 +15,7 @@ APP = """
 import os
 import sys
 from headwater import App
-from headwater.services import Log, OnFailure, Service, Stop
+from headwater import Log, OnFailure, Service, Stop
 
 CHILD = '''
 import os, signal, sys

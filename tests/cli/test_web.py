@@ -182,6 +182,20 @@ def test_an_application_that_does_not_start_is_a_failure_with_its_reason(web: Sh
     assert running.seen[-1] == "error: the application did not start: its lifespan failed"
 
 
+def test_an_app_that_fails_inside_it_is_the_end_with_exit_code_1(web: Shell) -> None:
+    web.write(
+        "main.py",
+        API.replace("    await app.publish", '    app.stop(OSError("the disk is gone"))\n    await app.publish'),
+    )
+    port = free_port()
+    running = web.start("run", "main:api", "--port", port)
+    running.until("Application startup complete")
+    ask(port, "/1", "POST")
+    assert running.wait() == 1
+    assert running.seen[-1] == "error: OSError: the disk is gone"
+    assert "shop is stopped" in running.text
+
+
 @pytest.mark.parametrize(
     ("target", "said"),
     [

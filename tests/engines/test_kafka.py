@@ -32,6 +32,7 @@ from headwater import (
 from headwater.engine import Change, Source
 from headwater.engines.kafka import TOMBSTONE
 from headwater.engines.kafka.settings import Settings
+from headwater.places import number_of_process
 from headwater.testing.contract.tools import held, nothing_more, reading, settled, taken
 from servers.kafka import KafkaServer
 
@@ -193,7 +194,7 @@ async def test_a_static_member_that_restarts_gets_its_partitions_back_and_nothin
         assert len(theirs) == moves
 
 
-def test_a_static_member_is_named_after_its_worker_and_its_topics(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_static_member_is_named_after_its_process_and_its_topics(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(servers=("h:9092",), instance="shop-1")
     names = set()
     for worker in ("0", "1"):
@@ -202,6 +203,9 @@ def test_a_static_member_is_named_after_its_worker_and_its_topics(monkeypatch: p
             names.add(settings.consumer(Source(topics=topics, group="g"))["group.instance.id"])
     assert len(names) == 8
     assert all(name.startswith("shop-1-") for name in names)
+    monkeypatch.delenv("HEADWATER_WORKER_ID")  # such as a worker of a web server
+    (mine,) = {settings.consumer(Source(topics=("a",), group="g"))["group.instance.id"] for _ in range(2)}
+    assert mine == f"shop-1-{number_of_process('shop-1 g')}-a"
 
 
 async def test_another_process_of_the_same_instance_ends_the_subscription(

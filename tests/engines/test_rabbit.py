@@ -592,6 +592,16 @@ async def test_a_topic_that_is_a_stream_is_read_again_from_any_place(broker: Bro
         assert (await anext(reader)).offset == 10
 
 
+async def test_what_comes_of_a_stream_before_the_answer_is_not_waited_for(
+    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headwater.engines.rabbit.streams.FIRST", 1000.0)  # seconds: who waits for it fails
+    await broker.declare([Topic(topic, options=(Rabbit(queue_type="stream"),))])
+    await broker.publish_many([Outgoing(n, topic) for n in range(3)])
+    for _ in range(20):
+        assert len(await broker.admin.partitions.list(topic)) == 1
+
+
 async def test_retention_of_a_topic_that_keeps_nothing_is_refused(broker: Broker, topic: str) -> None:
     with pytest.raises(NotSupportedError, match="stream"):
         await broker.declare([Topic(topic, retention=timedelta(days=1))])

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import logging
 import os
 import resource
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -22,7 +27,7 @@ from headwater import (
     RabbitBroker,
 )
 from servers.certificate import make_certificate
-from servers.process import free_ports
+from servers.process import HOST, free_ports
 from servers.proxy import Proxy
 from servers.rabbit import RabbitServer
 from waiting import until
@@ -117,6 +122,47 @@ async def test_connections_that_are_cut_under_load_cost_no_message(proxy: Proxy,
         for _ in range(5):
             await proxy.cut()
             await load.goes_on()
+
+
+async def test_reading_a_stream_may_cost_a_connection_and_groups_do_not_notice(
+    rabbit_server: RabbitServer, topic: str, said: Said
+) -> None:
+    app, calls, go_on = App("shop", RabbitBroker(rabbit_server.url, client=topic)), list[int](), asyncio.Event()
+
+    @app.subscriber(topic)
+    async def handle(n: int) -> None:
+        calls.append(n)
+        await go_on.wait()
+
+    async with app:
+        await app.publish(1, topic)
+        await until(lambda: calls == [1])
+        assert not await app.admin.dead.list(topic)
+        await until(lambda: asyncio.to_thread(close_connection, rabbit_server, f"{topic} reading"), within=20)
+        assert not await app.admin.dead.list(topic)
+        assert app.is_ready
+        go_on.set()
+        await app.publish(2, topic)
+        await until(lambda: 2 in calls)
+    assert calls == [1, 2]
+    assert not said()
+
+
+def close_connection(server: RabbitServer, name: str) -> bool:
+    """Have the server close the connection that calls itself so; False if it is not listed yet."""
+    listed: list[dict[str, Any]] = _manage(server, "GET", "connections")
+    found = [one["name"] for one in listed if one.get("user_provided_name") == name]
+    for one in found:
+        _manage(server, "DELETE", f"connections/{quote(one, safe='')}")
+    return bool(found)
+
+
+def _manage(server: RabbitServer, method: str, path: str) -> Any:
+    token = base64.b64encode(f"{server.user}:{server.password}".encode()).decode()
+    url = f"http://{HOST}:{server.management_port}/api/{path}"
+    request = Request(url, headers={"Authorization": f"Basic {token}"}, method=method)
+    with urlopen(request, timeout=10) as answer:
+        return json.loads(answer.read() or b"null")
 
 
 async def test_a_server_that_hangs_is_not_available_until_it_goes_on(

@@ -228,5 +228,6 @@ async def test_other_paths_and_methods_are_refused_and_a_mounted_one_answers_too
         assert (await client.get("/elsewhere")).status_code == 404
         assert (await client.post("/health/live")).status_code == 405
         assert (await client.head("/health/live")).status_code == 200
+        assert (await client.get("/health/live/")).status_code == 200
     async with client_of(api) as client, app:
         assert (await client.get("/ops/health/ready")).status_code == 200

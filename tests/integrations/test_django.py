@@ -265,9 +265,9 @@ def test_ten_thousand_messages_from_django(
     command = [part.format(port=port) for part in command]
     if "gunicorn" in command:
         command[2:2] = ["--bind", f"127.0.0.1:{port}", "--workers", "2", "--no-control-socket"]
-    with serving(command, project, port, URL=url, TOPIC=topic) as log:
+    with serving(command, project, port, URL=url, TOPIC=topic) as server:
         assert get_all(port, [f"/{n}" for n in range(0, 10_000, 10)]) == {"ok"}
-    assert "Traceback" not in log.read_text()
+    assert "Traceback" not in server.read_text()
     each_once(url, topic, 10_000)
 
 

@@ -190,8 +190,8 @@ def test_ten_thousand_messages_from_workers_of_gunicorn(
     url, port = url_of(engine), free_port()
     (tmp_path / "shop.py").write_text(MODULE)
     early = "yes" if "--preload" in options else ""
-    with serving(gunicorn("shop:app", port, *options), tmp_path, port, URL=url, TOPIC=topic, EARLY=early) as log:
+    with serving(gunicorn("shop:app", port, *options), tmp_path, port, URL=url, TOPIC=topic, EARLY=early) as server:
         assert get_all(port, [f"/{n}" for n in range(1 if early else 0, 10 * ROUNDS, 10)]) == {"ok"}
-    assert "not delivered" not in log.read_text()
-    assert "Traceback" not in log.read_text()
+    assert "not delivered" not in server.read_text()
+    assert "Traceback" not in server.read_text()
     each_once(url, topic, 10 * ROUNDS + (1 if early else 0))

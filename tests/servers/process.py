@@ -300,9 +300,7 @@ class Server(ABC):
     def _run(self, command: Sequence[str], *, log: str | None = None, **options: Any) -> Process:
         """What `configure` gives: the program, ready when it has logged `log`, if that is given, and answers."""
         ready = self._is_ready if log is None else Log(log) & self._is_ready
-        return Process(
-            command, ready=ready, ready_timeout=self.START_TIMEOUT, grace=self.STOP_TIMEOUT, **options
-        )
+        return Process(command, ready=ready, ready_timeout=self.START_TIMEOUT, grace=self.STOP_TIMEOUT, **options)
 
     def __enter__(self) -> Self:
         self._enter()

@@ -10,6 +10,14 @@ from typing import Any, ClassVar
 
 from .process import HOST, Process, Server, ask, find
 
+# On loopback alone, and statistics that are a second old at most: by default they are five to ten.
+ADVANCED = """[
+ {kernel, [{inet_dist_use_interface, {127, 0, 0, 1}}]},
+ {rabbit, [{quorum_tick_interval, 500}]},
+ {rabbitmq_management_agent, [{sample_retention_policies,
+   [{global, [{600, 1}]}, {basic, [{600, 1}]}, {detailed, [{600, 1}]}]}]}
+].
+"""
 PLUGINS = "[rabbitmq_management,rabbitmq_stream,rabbitmq_stream_management]."
 PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 METHOD_FRAME = b"\x01"
@@ -123,5 +131,5 @@ class RabbitServer(Server):
         lines += ["collect_statistics_interval = 1000", "disk_free_limit.absolute = 50MB"]
         lines += ["log.file = false", "log.console = true", "log.console.level = info"]
         (self.folder / "rabbitmq.conf").write_text("\n".join([*lines, *self.extra]) + "\n")
-        (self.folder / "advanced.config").write_text("[{kernel, [{inet_dist_use_interface, {127,0,0,1}}]}].\n")
+        (self.folder / "advanced.config").write_text(ADVANCED)
         (self.folder / "plugins").write_text(PLUGINS + "\n")

@@ -10,7 +10,7 @@ import typer
 
 from .. import __version__
 from ..errors import HeadwaterError
-from . import cluster, dead, groups, log, messages, run, topics
+from . import cluster, copy, dead, groups, log, messages, partitions, run, topics
 from .output import Failure, tell_failure, unfolded
 
 HELP = """Run services on event streams, and look after their topics, groups and messages.
@@ -48,7 +48,9 @@ app.command()(run.run)
 app.command()(messages.publish)
 app.command()(messages.request)
 app.command()(messages.tail)
+app.command()(copy.copy)
 app.add_typer(topics.commands)
+app.add_typer(partitions.commands)
 app.add_typer(groups.commands)
 app.add_typer(dead.commands)
 app.command()(cluster.cluster)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from typing import Annotated
+
 import typer
 
 from ..admin import ClusterInfo, Health, NodeInfo
 from ..broker import Broker
-from .output import Columns, note, plain, show, show_details, show_json
+from .output import Columns, note, plain, show, show_details, show_json, to_json, write
 from .parameters import AsJson, Target
 from .target import ask
 
@@ -17,8 +20,16 @@ _NODES: Columns[NodeInfo] = {
 }
 
 
-def cluster(target: Target, as_json: AsJson = False) -> None:
+def cluster(
+    target: Target,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on looking, a line for each change.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 5.0,
+    as_json: AsJson = False,
+) -> None:
     """The servers behind a broker and their health; exits 1 if something is wrong."""
+    if watch:
+        ask(target, lambda broker: _watch(broker, every, as_json))
+        return
 
     async def look(broker: Broker) -> tuple[ClusterInfo, Health]:
         return await broker.admin.cluster.describe(), await broker.admin.cluster.health()
@@ -32,3 +43,12 @@ def cluster(target: Target, as_json: AsJson = False) -> None:
         for problem in health.problems:
             note(f"problem: {problem}")
     raise typer.Exit(0 if health.healthy else 1)
+
+
+async def _watch(broker: Broker, every: float, as_json: bool) -> None:
+    async for health in broker.admin.watch_cluster(every=every):
+        now = datetime.now().astimezone()
+        if as_json:
+            write(to_json({"time": now, "healthy": health.healthy} | plain(health)) + "\n")
+        else:
+            write(f"{now:%H:%M:%S}  {'healthy' if health.healthy else '; '.join(health.problems)}\n")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated
 
 import typer
 
-from ..admin import GroupInfo, Lag, MemberInfo, PartitionLag, ResetTo
+from ..admin import GroupInfo, Lag, LagSample, MemberInfo, PartitionLag, ResetTo
 from ..broker import Broker
-from .output import Columns, confirm, note, show, show_details, show_json
+from .output import Columns, confirm, duration, note, plain, show, show_details, show_json, to_json, write
 from .parameters import AsJson, GroupName, Target, TopicName, Yes, read_goal, read_places
 from .target import ask
 
@@ -61,9 +62,14 @@ def show_lag(
     target: Target,
     group: GroupName,
     topic: Annotated[str | None, typer.Argument(metavar="TOPIC", help="By default all of its topics.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on looking, a line each time.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
     as_json: AsJson = False,
 ) -> None:
-    """How many messages a group has still to handle."""
+    """How many messages a group has still to handle; with --watch also how that moves."""
+    if watch:
+        ask(target, lambda broker: _watch(broker, group, topic, every, as_json))
+        return
 
     async def look(broker: Broker) -> Lag:
         if topic is not None:
@@ -74,6 +80,24 @@ def show_lag(
     show(lag.partitions, _LAG, as_json=as_json, nothing=f"{group} has no position on any topic")
     if not as_json and lag.partitions:
         note(f"total lag {lag.total}")
+
+
+async def _watch(broker: Broker, group: str, topic: str | None, every: float, as_json: bool) -> None:
+    if not as_json:
+        write(f"{'TIME':8}  {'LAG':>10}  {'PUBLISHED/s':>11}  {'HANDLED/s':>11}  LEFT\n")
+    async for sample in broker.admin.watch_lag(group, topic, every=every):
+        write(f"{_json_sample(sample) if as_json else _line(sample)}\n")
+
+
+def _json_sample(sample: LagSample) -> str:
+    return to_json(plain(sample) | {"total": sample.total, "remaining": sample.remaining})
+
+
+def _line(sample: LagSample) -> str:
+    published, handled = ("-" if rate is None else f"{rate:,.1f}" for rate in (sample.published, sample.handled))
+    left = "-" if sample.remaining is None else duration(timedelta(seconds=round(sample.remaining)))
+    time = f"{sample.time.astimezone():%H:%M:%S}"
+    return f"{time}  {sample.total:>10}  {published:>11}  {handled:>11}  {left}"
 
 
 @commands.command("reset")

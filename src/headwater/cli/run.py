@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from ..app import App
+from ..app import APPS, App
 from ..errors import ConfigurationError, HeadwaterError
 from ..observe.logs import JsonFormatter, configure_logging
 from ..services.group import Services, held_by_parent
@@ -162,7 +162,10 @@ def serve_web(asgi: Any, end: WorkerEnd | None, host: str, port: int) -> None:
     else:
         end.tell_loaded(2 * GRACE + cord.MARGIN)
         stopped_by = serve_asgi(asgi, end.ask_for_socket(), end.tell_ready)
-    _leave(_exit_code(stopped_by, supervised=end is not None))
+    failures = [app.failure for app in APPS if app.failure is not None]  # of apps that live in its lifespan
+    if failures:
+        _tell(failures[0])
+    _leave(1 if failures else _exit_code(stopped_by, supervised=end is not None))
 
 
 def _exit_code(stopped_by: signal.Signals | None, *, supervised: bool) -> int:
@@ -176,7 +179,7 @@ def _exit_code(stopped_by: signal.Signals | None, *, supervised: bool) -> int:
     return 128 + stopped_by
 
 
-def _tell(error: Exception) -> None:
+def _tell(error: BaseException) -> None:
     """Say in one line why the app failed; with the traceback when debugging."""
     root = logging.getLogger()
     reason = str(error) if isinstance(error, HeadwaterError) else f"{type(error).__qualname__}: {error}"

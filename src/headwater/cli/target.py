@@ -35,20 +35,21 @@ def is_url(target: str) -> bool:
 ACCEPTED: Final = "a Headwater App, an ASGI application, or a function without required parameters that makes either"
 
 
-def load_app(target: str, *, factory: bool = False) -> Any:
-    """The App, or the ASGI application, of `module:app`; or what the factory `module:make_app` makes.
+def load_app(target: str, *, factory: bool = False, only_apps: bool = False) -> Any:
+    """The App of `module:app`, or of the factory `module:make_app`; or unless `only_apps` an ASGI application.
 
     Failure says what was found instead and which command would work; a module that cannot be imported shows its
     own part of the traceback.
     """
-    found = _load(target, factory, web=True)
-    if isinstance(found, App) or is_asgi(found):
+    found = _load(target, factory, web=not only_apps)
+    if isinstance(found, App) or (is_asgi(found) and not only_apps):
         return found
     module = _import(target.partition(":")[0])
     described = _described(found)
     if _is_wsgi(found):
         described += f", which speaks WSGI: a server such as gunicorn runs it (gunicorn {target})"
-    raise Failure(f"{target} is {described}, not {ACCEPTED}{_suggestion(target, module, web=True)}", USAGE)
+    accepted = "a Headwater App" if only_apps else ACCEPTED
+    raise Failure(f"{target} is {described}, not {accepted}{_suggestion(target, module, web=not only_apps)}", USAGE)
 
 
 def is_asgi(found: Any) -> bool:
@@ -211,7 +212,7 @@ def ask(target: str, work: Callable[[Broker], Awaitable[T]]) -> T:
 
     A topic or group that is not there is answered with those of a similar name.
     """
-    return asyncio.run(_ask(_broker_of(target), work))
+    return asyncio.run(_ask(broker_of(target), work))
 
 
 async def _ask(connecting: AbstractAsyncContextManager[Broker], work: Callable[[Broker], Awaitable[T]]) -> T:
@@ -226,7 +227,8 @@ async def _ask(connecting: AbstractAsyncContextManager[Broker], work: Callable[[
             raise
 
 
-def _broker_of(target: str) -> AbstractAsyncContextManager[Broker]:
+def broker_of(target: str) -> AbstractAsyncContextManager[Broker]:
+    """The broker of the target, connected as long as this lasts."""
     if is_url(target):
         return Broker(target)
     found = _load(target, factory=False)

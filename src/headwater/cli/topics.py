@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from ..admin import PartitionInfo, TopicInfo
+from ..admin import PartitionInfo, TopicChange, TopicInfo
 from ..broker import Broker
 from ..errors import StoreNotFoundError
 from .output import Columns, Failure, confirm, counted, note, plain, show, show_details, show_json, size
@@ -23,7 +24,8 @@ from .parameters import (
     read_places,
     read_size,
 )
-from .target import ask
+from .partitions import COLUMNS as PARTITIONS
+from .target import ask, load_app
 
 commands = typer.Typer(name="topics", help="List, make, change and delete topics.", no_args_is_help=True)
 
@@ -37,11 +39,12 @@ _COLUMNS: Columns[TopicInfo] = {
     "size": lambda topic: size(topic.size),
     "retention": lambda topic: _kept(topic),
 }
-_PARTITIONS: Columns[PartitionInfo] = {
-    "partition": lambda partition: partition.partition,
-    "earliest": lambda partition: partition.earliest,
-    "latest": lambda partition: partition.latest,
-    "messages": lambda partition: partition.messages,
+
+
+_CHANGES: Columns[TopicChange] = {
+    "topic": lambda change: change.topic,
+    "action": lambda change: change.action,
+    "change": lambda change: str(change).partition(": ")[2] or "-",
 }
 
 
@@ -70,7 +73,7 @@ def show_topic(target: Target, topic: TopicName, as_json: AsJson = False) -> Non
         show_json([plain(info) | {"offsets": plain(partitions)}])
     else:
         show_details((title, column(info)) for title, column in _COLUMNS.items())
-        show(partitions, _PARTITIONS, as_json=False)
+        show(partitions, PARTITIONS, as_json=False)
 
 
 @commands.command("create")
@@ -129,6 +132,28 @@ def alter_topic(
         return await topics.describe(topic)
 
     show([ask(target, alter)], _COLUMNS, as_json=as_json)
+
+
+@commands.command("ensure")
+def ensure_topics(
+    target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="An app, with topics=.", show_default=False)],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what differs.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Also delete those the app does not have.")] = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Have the topics that an app declares with topics=, with their settings; print what differed."""
+    wanted = load_app(target, only_apps=True).topics
+
+    async def ensure(broker: Broker) -> Sequence[TopicChange]:
+        changes = await broker.admin.ensure(wanted, delete=delete, dry_run=True)
+        gone = [change for change in changes if change.action == "delete"]
+        if gone and not dry_run:
+            messages = counted(sum(change.before["messages"] for change in gone), "message")
+            confirm(f"delete {', '.join(change.topic for change in gone)} and their {messages}", yes=yes)
+        return changes if dry_run else await broker.admin.ensure(wanted, delete=delete)
+
+    show(ask(target, ensure), _CHANGES, as_json=as_json, nothing="nothing differs")
 
 
 @commands.command("delete")

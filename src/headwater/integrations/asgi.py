@@ -73,7 +73,7 @@ class Operations:
             await self._answer(scope, send)
 
     async def _answer(self, scope: Scope, send: Send) -> None:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")  # Litestar's mounts add one
         if scope["method"] not in ("GET", "HEAD"):
             await respond(send, 405, {"error": "only GET and HEAD"})
         elif path in ("/health/live", "/health/ready"):
@@ -83,7 +83,7 @@ class Operations:
         elif path == "/metrics":
             await self._give_metrics(send)
         else:
-            await respond(send, 404, {"error": f"there is no {path}: /health/live, /health/ready, /metrics"})
+            await respond(send, 404, {"error": f"there is no {path or '/'}: /health/live, /health/ready, /metrics"})
 
     async def _give_metrics(self, send: Send) -> None:
         text = exposition(self._app)

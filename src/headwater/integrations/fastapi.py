@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..app import App, running_apps
+from ..app import APPS, App, Phase
 from ..broker import Broker
 from ..errors import ConfigurationError, MissingExtraError
 from .asgi import STATE
@@ -28,7 +28,7 @@ def FromApp() -> Any:
 async def _broker(connection: HTTPConnection) -> Broker:
     app: App | None = connection.scope.get("state", {}).get(STATE)
     if app is None:
-        running = running_apps()
+        running = [one for one in APPS if one.phase is not Phase.STOPPED]
         if len(running) != 1:
             raise ConfigurationError(
                 f"{len(running)} Headwater apps run in this process, and this web application is that of none: "

@@ -15,6 +15,7 @@ import msgspec
 
 from ...engine import Source
 from ...errors import ConfigurationError
+from ...places import number_of_process
 from ...topics import is_internal, is_pattern
 from .options import NOTHING, Compression, Kafka, Mechanism, Rebalance
 
@@ -37,9 +38,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         user: who logs in, with `password`; both may stand in the URL, `kafka://user:password@host`.
         password: see `user`.
         client: the name servers show of this client; by default the app's.
-        instance: members of groups are static under this name, with the number of the worker: one that restarts within
-            `session_timeout` gets its partitions back, and nothing moves meanwhile. Unique among the processes of a
-            group.
+        instance: members of groups are static under this name and a number that tells the processes of one machine
+            apart: one that restarts within `session_timeout` gets its partitions back, and nothing moves meanwhile.
+            Unique among the machines of a group.
         auto_create: whether a missing topic is created when it is published to.
         partitions: of topics that are created and say nothing themselves; by default what the cluster says.
         replication: the same for how many brokers keep a topic.
@@ -187,10 +188,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def _instance(self, source: Source) -> str | None:
         """Who this member is over restarts, if that is known."""
         instance = (source.option(Kafka) or NOTHING).instance or self.instance
-        worker = os.environ.get("HEADWATER_WORKER_ID")
         if instance is None:
             return None
-        parts = [instance, *([worker] if worker else [])]
+        parts = [instance, str(number_of_process(f"{instance} {source.group}"))]
         if len(source.topics) > 1 or any(map(is_pattern, source.topics)):
             return "-".join([*parts, _digest(source.topics)])
         return "-".join([*parts, source.topics[0]])

@@ -54,6 +54,6 @@ class Troubles:
         if kafka.name() == "FENCED_INSTANCE_ID" or "fenced" in kafka.str().lower():
             return HeadwaterError(
                 f"another member of group {self._group!r} took the place of this one, which has the same "
-                f"instance: give each process a name of its own. {kafka.str()}"
+                f"instance: give each machine a name of its own. {kafka.str()}"
             )
         return failure(kafka, self._address)

@@ -6,14 +6,11 @@ import hashlib
 import itertools
 import os
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fcntl import LOCK_EX, LOCK_NB, flock
-from pathlib import Path
 
 from ...engine import Source
-from ...errors import ConfigurationError
+from ...places import take_place
 from .options import Settings
 
 
@@ -34,7 +31,7 @@ def lasting_id(settings: Settings, source: Source) -> Iterator[str]:
     worker = os.environ.get("HEADWATER_WORKER_ID")
     for number in itertools.chain([int(worker)] if worker else [], itertools.count()):
         client_id = f"{name}-{number}"
-        lock = _take(f"{settings.url} {client_id}")
+        lock = take_place(f"{settings.url} {client_id}")
         if lock is not None:
             try:
                 yield client_id
@@ -45,20 +42,3 @@ def lasting_id(settings: Settings, source: Source) -> Iterator[str]:
 
 def _owner(settings: Settings, client: str) -> str:
     return settings.client_id or f"{client}-{socket.gethostname()}"
-
-
-def _take(name: str) -> int | None:
-    """A lock of this name that no other holder on this machine has, or None."""
-    folder = Path(tempfile.gettempdir(), f"headwater-mqtt-{os.getuid()}")
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        path = folder / hashlib.sha256(name.encode()).hexdigest()[:32]
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigurationError(f"client ids are locked by files in {folder}: {error}; set TMPDIR") from error
-    try:
-        flock(descriptor, LOCK_EX | LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor

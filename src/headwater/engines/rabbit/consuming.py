@@ -268,11 +268,11 @@ class Tap:
 class QueueSubscription:
     """A place in one or more queues. A reader's messages are acknowledged as they are received."""
 
-    def __init__(self, link: Link, topology: Topology, source: Source, places: Sequence[Place]) -> None:
+    def __init__(self, topology: Topology, source: Source, places: Sequence[tuple[Link, Place]]) -> None:
         self._inbox = Inbox(sys.maxsize)  # the server bounds it: it sends no more than the prefetch
         self._acknowledges = source.group is None
         share = max(1, source.prefetch // len(places))
-        self._taps = [Tap(link, topology, place, source, share, self._inbox) for place in places]
+        self._taps = [Tap(link, topology, place, source, share, self._inbox) for link, place in places]
 
     async def open(self) -> None:
         """Take the place. Raises what `Tap.open` does, and has taken none then."""

@@ -1,4 +1,4 @@
-"""What there is while we are connected: two links, the topology, the sender. Here begins what imports the client."""
+"""What there is while we are connected: the links, the topology, the sender. Here begins what imports the client."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .names import QUEUE_PREFIX
 from .options import QueueType
 from .sending import Sender
 from .streams import bounds
-from .topology import Topology
+from .topology import Place, Topology
 
 CHECK: Final = 5.0  # seconds in which a server that could take a message answers
 ANSWER: Final = 12.0  # ... and in which it has done what it was asked to do
@@ -38,6 +38,10 @@ class Server:
 
     What is consumed has a connection of its own: when RabbitMQ is short of memory or disk it stops reading from those
     that publish, and acknowledgements would be stuck with them.
+
+    So has what reads streams, for administration too. RabbitMQ shows a stream before it is started, and who consumes it
+    in that moment has the whole connection closed (541, INTERNAL_ERROR): what groups hold would be delivered again. A
+    reader goes on where it was; so this connection says nothing of whether the server is there.
     """
 
     def __init__(
@@ -53,14 +57,15 @@ class Server:
         self._address = address
         self._publishing = Link(address, client, heartbeat, context, self._changed)
         self._consuming = Link(address, f"{client} consuming", heartbeat, context, self._changed)
-        self._links = [self._publishing]  # those that were opened
+        self._reading = Link(address, f"{client} reading", heartbeat, context, _nobody_minds)
+        self._minded = [self._publishing]  # those that were opened, and say whether the server is there
         self._away = False
         self.topology = Topology(queue_type, auto_create)
         self.sender = Sender(self._publishing, self.topology)
 
     @property
     def available(self) -> bool:
-        return all(link.available for link in self._links)
+        return all(link.available for link in self._minded)
 
     def _changed(self, reason: str | None) -> None:
         """Say once that the server is away, and once that all of it is back."""
@@ -76,7 +81,7 @@ class Server:
 
     async def close(self) -> None:
         await self.sender.close()
-        for link in self._links:
+        for link in (self._publishing, self._consuming, self._reading):
             await link.close()
 
     # --- what is asked of it --------------------------------------------------------------------------
@@ -139,30 +144,37 @@ class Server:
 
     async def bounds(self, topic: str) -> tuple[int, int]:
         """The first offset of a topic that keeps its messages, and the next. Raises TopicNotFoundError."""
-        link = await self._consuming_link()
-        return await self._ask(partial(bounds, link, topic))
+        await self._reading.open()
+        return await self._ask(partial(bounds, self._reading, topic))
 
     # --- consuming ------------------------------------------------------------------------------------
 
-    async def _consuming_link(self) -> Link:
+    async def _link_of(self, place: Place) -> Link:
+        if place.stream:
+            await self._reading.open()
+            return self._reading
         await self._consuming.open()
-        if self._consuming not in self._links:
-            self._links.append(self._consuming)
+        if self._consuming not in self._minded:
+            self._minded.append(self._consuming)
         return self._consuming
 
     @asynccontextmanager
     async def subscribe(self, source: Source) -> AsyncIterator[Subscription]:
-        link = await self._consuming_link()
-        if source.group is None:
+        is_reader = source.group is None
+        places = self.topology.reading_places(source) if is_reader else self.topology.places(source)
+        linked = [(await self._link_of(place), place) for place in places]
+        if is_reader:
+            link = linked[0][0]
             for topic in source.topics:
                 if not is_pattern(topic) and not topic.startswith(QUEUE_PREFIX):
                     await self._ask(partial(self.topology.check, link, Topic(topic, options=source.options)))
-            places = self.topology.reading_places(source)
-        else:
-            places = self.topology.places(source)
-        subscription = QueueSubscription(link, self.topology, source, places)
+        subscription = QueueSubscription(self.topology, source, linked)
         await self._ask(subscription.open)
         try:
             yield subscription
         finally:
             await subscription.close()
+
+
+def _nobody_minds(_: str | None) -> None:
+    """The loss of a connection that says nothing of whether the server is there."""

@@ -51,9 +51,9 @@ async def _offsets(link: Link, stream: str, start: str, limit: int, wait: float)
         await channel.basic_qos(prefetch_count=limit)
         await channel.basic_consume(stream, unused, arguments={"x-stream-offset": start})
         while True:
-            came.clear()
             async with asyncio.timeout(wait):
-                await came.wait()
+                await came.wait()  # set already, if some came before we were told that we may consume
+            came.clear()
             if limit == 1:
                 return found
             if len(found) % limit == 0:  # that many it sends without being told that they came

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
@@ -64,14 +65,17 @@ async def nothing_more(place: Subscription) -> bool:
 
 
 async def both_joined(broker: Broker, topic: str, one: Subscription, two: Subscription) -> None:
-    """Return once both members have been given something: an engine may take a while to share."""
-    got = {one: 0, two: 0}
+    """Return once both members have been given something, and nothing is left: an engine may take a while to share."""
+    got, rounds = {one: 0, two: 0}, itertools.count()
     async with asyncio.timeout(20):
         while not all(got.values()):
-            await broker.publish_many([Outgoing("warming up", topic, key=str(n)) for n in range(32)])
-            for place in got:
-                while messages := await place.receive(100, 0.02):
+            left = {f"warming up {next(rounds)}.{n}" for n in range(32)}
+            await broker.publish_many([Outgoing(value, topic, key=str(n)) for n, value in enumerate(left)])
+            while left:
+                for place in got:
+                    messages = await place.receive(100, 0.02)
                     got[place] += len(messages)
+                    left -= {message.value for message in messages}
                     await place.ack(messages)
 
 
