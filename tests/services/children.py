@@ -6,18 +6,22 @@ import sys
 import uuid
 from pathlib import Path
 
-FOREVER = "import signal; print('up', flush=True); signal.pause()"
-DEAF = (
-    "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True)\nwhile True: signal.pause()"
-)
+# A line is one write, so that those of several processes do not mix.
+FOREVER = r"import os, signal; os.write(1, b'up\n'); signal.pause()"
+DEAF = r"""
+import os, signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.write(1, b'up\n')
+while True: signal.pause()
+"""
 # A daemon as the books have it: forked twice, in a session of its own, deaf to SIGTERM.
-STRAY = """\
+STRAY = r"""
 import os, signal
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if not os.fork():
     os.setsid()
     if not os.fork():
-        print('stray', os.getpid(), flush=True)
+        os.write(1, b'stray %d\n' % os.getpid())
         while True: signal.pause()
     os._exit(0)
 os.wait()

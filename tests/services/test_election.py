@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -89,7 +90,7 @@ async def join(tmp_path: Path, tag: Tag) -> AsyncIterator[Join]:
             async def end() -> None:
                 if process.returncode is None:
                     process.kill()
-                await process.wait()
+                await process.communicate()
 
             stack.push_async_callback(end)
             return Member(process)
@@ -252,9 +253,9 @@ async def ask(port: int) -> dict[str, Any]:
     try:
         async with asyncio.timeout(2):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            answer = await reader.read()
-            writer.close()
+            with contextlib.closing(writer):
+                writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                answer = await reader.read()
         found: dict[str, Any] = json.loads(answer.partition(b"\r\n\r\n")[2])
     except (OSError, ValueError):
         return {}

@@ -23,7 +23,7 @@ import asyncio, os, sys
 from headwater.services import Log, Service, Stop
 
 async def main():
-    async with Service("one", sys.argv[1:], ready=Log("up"), stop=Stop(grace=0.2)):
+    async with Service("one", sys.argv[1:], ready=Log("up"), stop=Stop(grace=0.2)) as service:
         {before}
         print("held", flush=True)
         await asyncio.Event().wait()
@@ -50,6 +50,15 @@ async def test_a_parent_that_is_killed_leaves_nothing(code: str) -> None:
     with holder(python(code), tag) as process:
         assert len(tag.alive()) >= 3
         process.kill()
+        process.wait()
+        await until(lambda: not tag.alive())
+
+
+async def test_a_parent_that_is_killed_before_it_has_heard_all_leaves_nothing() -> None:
+    tag = Tag()
+    end = "pid = service.pid; os.kill(pid, 9)\n        while os.path.exists(f'/proc/{pid}'): pass\n"
+    end += "        __import__('time').sleep(0.05); os.kill(os.getpid(), 9)"
+    with holder(python(STRAY + FOREVER), tag, f"print('held', flush=True); {end}") as process:
         process.wait()
         await until(lambda: not tag.alive())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
+import re
 import signal
 import time
 from pathlib import Path
@@ -259,7 +260,7 @@ async def test_zombies_that_a_service_does_not_reap_itself_are_reaped() -> None:
     code = f"{STRAY.replace('while True: signal.pause()', 'os._exit(0)')}{FOREVER}"  # the stray ends at once
     async with Service("one", python(code), ready=Log("up"), stop=Stop(grace=0.2)) as service:
         assert service.pid is not None
-        await until(lambda: "stray" in "".join(service.lines))
+        await until(lambda: any(re.fullmatch(r"stray \d+", line) for line in service.lines))
         stray = int(next(line for line in service.lines if "stray" in line).split()[1])
         await until(lambda: not state(stray))
         assert children_of(service.pid) == []

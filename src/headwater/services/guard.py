@@ -79,12 +79,16 @@ class Guard:
         return left * 1000 + 1
 
     def hear(self, poll: select.poll) -> None:
-        word = os.read(self.line, 16)
+        try:
+            word = os.read(self.line, 16)
+        except OSError:  # our process is gone, and had not heard all that was said
+            word = b""
+        if word == b"kill":
+            self.deadline = 0.0
+            return
         if not word:
             poll.unregister(self.line)
         self.ask()
-        if word == b"kill":
-            self.deadline = 0.0
 
     def reap(self) -> bool:
         """Collect who has ended; whether anybody is left."""
