@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ..errors import MissingExtraError, ServiceError
+from ..errors import MissingExtraError
 from . import cord
 from .cord import SupervisorEnd
 from .output import Failure, tell_failure
@@ -199,11 +199,11 @@ class Supervisor:
             else:
                 starting.cancel()
                 await asyncio.wait([starting])
-        except (ServiceError, Failure) as error:
+        except Exception as error:  # also what the callbacks of a service raise
             self._service_failed(error)
 
-    def _service_failed(self, error: ServiceError | Failure) -> None:
-        tell_failure(str(error))
+    def _service_failed(self, error: Exception) -> None:
+        tell_failure(str(error) or type(error).__name__)
         self._stop(1)
 
     async def _stop_services(self) -> None:
