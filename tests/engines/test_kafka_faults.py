@@ -97,7 +97,9 @@ async def test_nothing_is_lost_when_the_server_goes_away_under_load(
             await server.start()
             await settled(lambda: numbers.app.is_ready)
     told = [(record.levelname, record.message) for record in caplog.records if server.address in record.message]
-    assert [level for level, _ in told] == ["WARNING", "INFO"], told
+    levels = [level for level, _ in told]
+    assert levels == ["WARNING", "INFO"] * (len(levels) // 2), told
+    assert len(levels) <= 6, told  # a server that starts slowly may be gone again for a moment, but nothing is flooded
 
 
 async def test_nothing_is_lost_when_connections_are_cut(topic: str) -> None:

@@ -104,7 +104,7 @@ class Link:
 
     def _is_back(self) -> None:
         if not self.available:
-            self.available = True
+            self.available, self._reason = True, ""  # or the next one would be told for this one's
             _log.info("Kafka at %s is back", self._address)
 
     async def close(self) -> None:
