@@ -112,7 +112,7 @@ class DeadLetters:
     async def _read(self, where: str) -> dict[Place, Message]:
         letters: dict[Place, Message] = {}
         settled = set[Place]()
-        counted = "list_partitions" in self._engine.operations
+        counted = "list_partitions" in self._engine.operations and not self._engine.has_ids
         async for message in self._by_partition(where) if counted else self._by_number(where):
             if SETTLED in message.headers:
                 settled.update((p, o) for p, o in msgspec.json.decode(message.body))
@@ -129,6 +129,7 @@ class DeadLetters:
         for info in partitions:
             if not info.messages:
                 continue
+            assert isinstance(info.latest, int), "topics whose offsets are ids are read by number"
             ends = _reached(info.latest)
             stream = self._broker.stream(where, start="earliest", partitions=[info.partition], until=ends, wait=1.0)
             async with stream:

@@ -27,11 +27,13 @@ def test_the_fields_are_those_of_the_admin_results(shell: Shell, here: Here) -> 
     (info,) = here("topics", "list", shell.url, "--json").json
     assert list(info) == [
         "name", "partitions", "messages", "size", "retention", "retention_bytes", "internal",
+        "replicas", "compacted", "config",
     ]  # fmt: skip
     names = [info["name"] for info in here("topics", "list", shell.url, "--internal", "--json").json]
     assert names == ["orders", "orders.dead"]
     (shown,) = here("topics", "show", shell.url, "orders", "--json").json
-    assert shown["offsets"][1] == {"topic": "orders", "partition": 1, "earliest": 0, "latest": 1}
+    place = {"topic": "orders", "partition": 1, "earliest": 0, "latest": 1}
+    assert shown["offsets"][1] == place | {"count": None, "leader": None, "replicas": []}
 
 
 def test_purge_takes_all_or_what_is_below_an_offset(shell: Shell, here: Here) -> None:

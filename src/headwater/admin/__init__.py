@@ -1,6 +1,6 @@
 """Managing what an engine keeps: topics, partitions, groups, servers."""
 
-from .engine import OPERATIONS, EngineAdmin
+from .engine import OPERATIONS, EngineAdmin, named
 from .ensuring import TopicChange
 from .results import (
     ClusterInfo,
@@ -36,4 +36,5 @@ __all__ = [
     "TopicChange",
     "TopicInfo",
     "Topics",
+    "named",
 ]

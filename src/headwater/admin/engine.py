@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
+from ..errors import TopicNotFoundError
 from .results import ClusterInfo, GroupInfo, Health, Lag, PartitionInfo, TopicInfo
 
 
@@ -17,8 +18,13 @@ class EngineAdmin(Protocol):
     """
 
     operations: frozenset[str]  # names of the methods below that work on this engine
+    has_ids: bool  # whether offsets are ids, and str, instead of numbers
 
     async def list_topics(self) -> Sequence[TopicInfo]: ...
+    async def describe_topic(self, name: str) -> TopicInfo:
+        """One topic, with its `config`."""
+        ...
+
     async def create_topic(
         self,
         name: str,
@@ -31,7 +37,7 @@ class EngineAdmin(Protocol):
         self, name: str, retention: timedelta | None, retention_bytes: int | None, options: Sequence[object]
     ) -> None: ...
     async def delete_topic(self, name: str) -> None: ...
-    async def purge_topic(self, name: str, before: Mapping[int, int] | datetime | None) -> None:
+    async def purge_topic(self, name: str, before: Mapping[int, Any] | datetime | None) -> None:
         """Make messages below these offsets or before this time unreadable; all there are with None."""
         ...
 
@@ -39,11 +45,11 @@ class EngineAdmin(Protocol):
     async def add_partitions(self, topic: str, total: int) -> None: ...
     async def list_groups(self) -> Sequence[GroupInfo]: ...
     async def lag(self, group: str, topic: str | None) -> Lag: ...
-    async def set_offsets(self, group: str, topic: str, offsets: Mapping[int, int]) -> None:
+    async def set_offsets(self, group: str, topic: str, offsets: Mapping[int, Any]) -> None:
         """Move a group that has no live member; raises while it has one."""
         ...
 
-    async def offsets_at(self, topic: str, moment: datetime) -> Mapping[int, int]:
+    async def offsets_at(self, topic: str, moment: datetime) -> Mapping[int, Any]:
         """Per partition, the first offset at or after this time (`latest` if there is none)."""
         ...
 
@@ -55,6 +61,7 @@ class EngineAdmin(Protocol):
 OPERATIONS: Final = frozenset(
     (
         "list_topics",
+        "describe_topic",
         "create_topic",
         "alter_topic",
         "delete_topic",
@@ -71,3 +78,11 @@ OPERATIONS: Final = frozenset(
     )
 )
 """The names of EngineAdmin's methods, as they stand in its `operations`."""
+
+
+def named(topics: Sequence[TopicInfo], name: str) -> TopicInfo:
+    """The one of this name, for engines that have no question of its own for it. Raises TopicNotFoundError."""
+    for topic in topics:
+        if topic.name == name:
+            return topic
+    raise TopicNotFoundError(name)

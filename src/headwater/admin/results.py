@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 
 @dataclass(frozen=True, slots=True)
 class PartitionInfo:
-    """Offsets of one partition: `earliest` is the first kept, `latest` the one the next message will get."""
+    """One partition: `earliest` is the first offset kept, `latest` the one the next message will get.
+
+    Where offsets are no numbers (Redis), `latest` is the last one given out, and `count` says how many messages are
+    kept. `leader` and `replicas` are ids of nodes, where the engine has several.
+    """
 
     topic: str
     partition: int
-    earliest: int
-    latest: int
+    earliest: int | str
+    latest: int | str
+    count: int | None = None
+    leader: str | None = None
+    replicas: tuple[str, ...] = ()
 
     @property
     def messages(self) -> int:
-        """How many messages are kept, as far as offsets tell."""
-        return self.latest - self.earliest
+        """How many messages are kept, as far as the engine, or its offsets, tell."""
+        if self.count is None and isinstance(self.earliest, int) and isinstance(self.latest, int):
+            return self.latest - self.earliest
+        return self.count or 0
 
 
 @dataclass(frozen=True, slots=True)
 class TopicInfo:
-    """A topic and its settings. `size` is in bytes, or None where the engine cannot tell."""
+    """A topic and its settings. `size` is in bytes, or None where the engine cannot tell.
+
+    `replicas` is how many copies of each partition there are. A `compacted` topic keeps the last message of each key.
+    `config` has what else the engine says of it, by the engine's own names; only `describe` fills it.
+    """
 
     name: str
     partitions: int
@@ -32,6 +46,9 @@ class TopicInfo:
     retention: timedelta | None = None
     retention_bytes: int | None = None
     internal: bool = False
+    replicas: int | None = None
+    compacted: bool = False
+    config: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ..dead import DeadLetters
 from ..engine import Topic
-from ..errors import GroupNotFoundError, NotSupportedError, TopicNotFoundError
+from ..errors import ConfigurationError, GroupNotFoundError, NotSupportedError
 from .engine import OPERATIONS, EngineAdmin
 from .ensuring import TopicChange, ensure
 from .results import ClusterInfo, GroupInfo, Health, Lag, PartitionInfo, TopicInfo
@@ -17,7 +17,8 @@ from .watching import LagSample, watch_health, watch_lag
 if TYPE_CHECKING:
     from ..broker import Broker
 
-ResetTo = Literal["earliest", "latest"] | int | Mapping[int, int] | datetime
+ResetTo = Literal["earliest", "latest"] | int | str | Mapping[int, int | str] | datetime
+"""Where a group is to go on: an offset (a str where offsets are ids), one for each partition, or a time."""
 
 
 class Admin:
@@ -67,13 +68,21 @@ class _Able:
     """An engine's administration, whose missing operations raise NotSupportedError."""
 
     def __init__(self, name: str, engine: EngineAdmin) -> None:
-        self._name = name
+        self.name = name
         self._engine = engine
-        self.operations = engine.operations
+        self.operations, self.has_ids = engine.operations, engine.has_ids
+
+    def check_offsets(self, offsets: Iterable[int | str]) -> None:
+        """Raise ConfigurationError for numbers where offsets are ids, and the other way round."""
+        wanted = str if self._engine.has_ids else int
+        for offset in offsets:
+            if not isinstance(offset, wanted):
+                kind = "ids, such as '1700000000000-0'" if wanted is str else "numbers"
+                raise ConfigurationError(f"{offset!r} is no offset of {self.name}: they are {kind}")
 
     def __getattr__(self, operation: str) -> Any:
         if operation not in self._engine.operations:
-            raise NotSupportedError(self._name, operation)
+            raise NotSupportedError(self.name, operation)
         return getattr(self._engine, operation)
 
 
@@ -89,11 +98,9 @@ class Topics:
         return sorted((topic for topic in topics if internal or not topic.internal), key=lambda topic: topic.name)
 
     async def describe(self, name: str) -> TopicInfo:
-        """One topic. Raises TopicNotFoundError."""
-        for topic in await self.list(internal=True):
-            if topic.name == name:
-                return topic
-        raise TopicNotFoundError(name)
+        """One topic, with all its settings. Raises TopicNotFoundError."""
+        topic: TopicInfo = await self._engine.describe_topic(name)
+        return topic
 
     async def create(
         self,
@@ -122,8 +129,10 @@ class Topics:
         """Delete a topic and all its messages. Raises TopicNotFoundError."""
         await self._engine.delete_topic(name)
 
-    async def purge(self, name: str, *, before: Mapping[int, int] | datetime | None = None) -> None:
+    async def purge(self, name: str, *, before: Mapping[int, int | str] | datetime | None = None) -> None:
         """Make the messages below these offsets, or before this time, unreadable; by default all there are."""
+        if isinstance(before, Mapping):
+            self._engine.check_offsets(before.values())
         await self._engine.purge_topic(name, before)
 
 
@@ -167,23 +176,30 @@ class Groups:
 
     async def reset(
         self, group: str, topic: str, *, to: ResetTo | None = None, shift: int | None = None, dry_run: bool = False
-    ) -> Mapping[int, int]:
+    ) -> Mapping[int, int | str]:
         """Move a group that has no live member; gives partition → offset, and only that with `dry_run`.
 
         `to` is "earliest", "latest", an offset, `{partition: offset}` or an aware datetime; `shift` moves by so many
-        messages instead. Offsets end up within what is kept.
+        messages instead. Offsets end up within what is kept. Raises NotSupportedError for a shift where offsets are
+        ids, which cannot be counted with.
         """
         if (to is None) == (shift is None):
             raise ValueError("groups.reset() takes to= or shift=, one of them")
         partitions = await self._engine.list_partitions(topic)
-        committed = {p.partition: p.committed for p in (await self.lag(group, topic)).partitions}
-        wanted: Mapping[int, int] = await self._engine.offsets_at(topic, to) if isinstance(to, datetime) else {}
-        offsets = {}
+        lag = await self.lag(group, topic)
+        if shift is not None and self._engine.has_ids:
+            raise NotSupportedError(self._engine.name, "a shift", "its offsets are ids: give to=")
+        committed = {p.partition: p.committed for p in lag.partitions}
+        wanted: Mapping[int, int | str] = {}
+        if isinstance(to, datetime):
+            wanted = await self._engine.offsets_at(topic, to)
+        offsets = dict[int, int | str]()
         for info in partitions:
             here = committed.get(info.partition, info.earliest)
             target = _target(info, here, to, shift, wanted)
             if target is not None:
-                offsets[info.partition] = min(max(target, info.earliest), info.latest)
+                self._engine.check_offsets([target])
+                offsets[info.partition] = _within(info, target)
         if not dry_run:
             await self._engine.set_offsets(group, topic, offsets)
         return offsets
@@ -194,21 +210,29 @@ class Groups:
 
 
 def _target(
-    info: PartitionInfo, here: int, to: ResetTo | None, shift: int | None, wanted: Mapping[int, int]
-) -> int | None:
+    info: PartitionInfo, here: int | str, to: ResetTo | None, shift: int | None, wanted: Mapping[int, int | str]
+) -> int | str | None:
     match to:
         case None:
+            assert isinstance(here, int), "a shift of ids was refused"
             return here + (shift or 0)
         case "earliest":
             return info.earliest
         case "latest":
             return info.latest
-        case int():
+        case int() | str():
             return to
         case datetime():
             return wanted.get(info.partition)
         case _:
             return to.get(info.partition)
+
+
+def _within(info: PartitionInfo, target: int | str) -> int | str:
+    """The offset, or the end of what is kept that is nearest; ids may lie between those that there are."""
+    if isinstance(target, int) and isinstance(info.earliest, int) and isinstance(info.latest, int):
+        return min(max(target, info.earliest), info.latest)
+    return target
 
 
 class Cluster:

@@ -10,7 +10,7 @@ import typer
 from ..admin import GroupInfo, Lag, LagSample, MemberInfo, PartitionLag, ResetTo
 from ..broker import Broker
 from .output import Columns, confirm, duration, note, plain, show, show_details, show_json, to_json, write
-from .parameters import AsJson, GroupName, Target, TopicName, Yes, read_goal, read_places
+from .parameters import AsJson, GroupName, Target, TopicName, Yes, read_places, read_start
 from .target import ask
 
 commands = typer.Typer(name="groups", help="Look at consumer groups, move and forget them.", no_args_is_help=True)
@@ -113,7 +113,7 @@ def reset_group(
     as_json: AsJson = False,
 ) -> None:
     """Move a group that has no live member: what it handles next."""
-    wanted: ResetTo | None = read_places(offset) if offset else read_goal(to) if to else None
+    wanted: ResetTo | None = read_places(offset) if offset else read_start(to) if to else None
     if sum(given is not None for given in (to, shift, offset or None)) != 1:
         raise typer.BadParameter("give one of --to, --shift and --offset")
 

@@ -225,6 +225,8 @@ async def _places(
 
 async def _ends(broker: Broker, topics: Sequence[str], start: Start, partitions: Sequence[int] | None) -> Ends | None:
     """The ends of the partitions that have something to read; None where the engine cannot tell."""
+    if broker.engine.admin is None or broker.engine.admin.has_ids:
+        return None
     try:
         places = await _places(broker, topics, partitions)
         if any(not is_pattern(topic) and all(topic != name for name, _ in places) for topic in topics):
@@ -239,7 +241,7 @@ async def _ends(broker: Broker, topics: Sequence[str], start: Start, partitions:
     }
 
 
-async def _begins(broker: Broker, topic: str, start: Start) -> Mapping[int, int]:
+async def _begins(broker: Broker, topic: str, start: Start) -> Mapping[int, Any]:
     """The offsets at which reading begins; those left out begin at the earliest."""
     partitions = await broker.admin.partitions.list(topic)
     match start:

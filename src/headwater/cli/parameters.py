@@ -85,13 +85,9 @@ def read_place(text: str) -> tuple[int, int | str]:
     return int(partition), int(offset) if offset.isdigit() else offset
 
 
-def read_places(texts: Sequence[str]) -> dict[int, int]:
+def read_places(texts: Sequence[str]) -> dict[int, int | str]:
     """Offsets by partition, from places."""
-    places = dict(read_place(text) for text in texts)
-    for partition, offset in places.items():
-        if not isinstance(offset, int):
-            raise typer.BadParameter(f"{partition}:{offset}: the offset is a number")
-    return {partition: int(offset) for partition, offset in places.items()}
+    return dict(read_place(text) for text in texts)
 
 
 def read_headers(texts: Sequence[str]) -> list[tuple[str, str]]:

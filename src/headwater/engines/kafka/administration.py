@@ -19,6 +19,7 @@ from ...admin import (
     PartitionInfo,
     PartitionLag,
     TopicInfo,
+    named,
 )
 from ...errors import ConfigurationError, GroupNotFoundError, HeadwaterError
 from ...topics import is_internal
@@ -36,6 +37,7 @@ FOR_EVER = "-1"
 class KafkaAdmin:
     """The administration of a Kafka cluster."""
 
+    has_ids = False
     operations = OPERATIONS
 
     def __init__(self, engine: KafkaEngine) -> None:
@@ -67,6 +69,9 @@ class KafkaAdmin:
             )
             for name, count in topics.items()
         ]
+
+    async def describe_topic(self, name: str) -> TopicInfo:
+        return named(await self.list_topics(), name)
 
     async def create_topic(
         self,

@@ -20,6 +20,7 @@ from ...admin import (
     PartitionInfo,
     PartitionLag,
     TopicInfo,
+    named,
 )
 from ...errors import (
     ConfigurationError,
@@ -43,6 +44,7 @@ T = TypeVar("T")
 class LocalAdmin:
     """Administration of one store. Everything is done in a thread: most of it waits for the disk."""
 
+    has_ids = False
     operations = OPERATIONS
 
     def __init__(self, engine: LocalEngine) -> None:
@@ -71,6 +73,9 @@ class LocalAdmin:
             topic.retention_bytes,
             is_internal(topic.name),
         )
+
+    async def describe_topic(self, name: str) -> TopicInfo:
+        return named(await self.list_topics(), name)
 
     async def create_topic(
         self,

@@ -17,6 +17,7 @@ from ...admin import (
     PartitionInfo,
     PartitionLag,
     TopicInfo,
+    named,
 )
 from ...engine import Topic
 from ...errors import ConfigurationError, GroupNotFoundError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 class MemoryAdmin:
     """The administration of a memory store."""
 
+    has_ids = False
     operations = OPERATIONS
 
     def __init__(self, store: MemoryStore, engine: MemoryEngine) -> None:
@@ -48,6 +50,9 @@ class MemoryAdmin:
             )
             for name, partitions in self._store.topics.items()
         ]
+
+    async def describe_topic(self, name: str) -> TopicInfo:
+        return named(await self.list_topics(), name)
 
     async def create_topic(
         self,

@@ -19,6 +19,7 @@ _WAIT: Final = 1.0  # seconds: the version is retained, so it comes at once, or 
 class MqttAdmin:
     """The administration of an MQTT server, which knows no topics and no groups that could be listed."""
 
+    has_ids = False
     operations = frozenset(("describe_cluster", "health"))
 
     def __init__(self, engine: MqttEngine) -> None:

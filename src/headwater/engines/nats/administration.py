@@ -19,6 +19,7 @@ from ...admin import (
     PartitionInfo,
     PartitionLag,
     TopicInfo,
+    named,
 )
 from ...engine import Topic
 from ...errors import ConfigurationError, GroupNotFoundError, NotSupportedError
@@ -39,6 +40,7 @@ class JetStreamAdmin:
     A group is all consumers that carry its name; a consumer that others made is a group of its own name.
     """
 
+    has_ids = False
     operations = _OPERATIONS
 
     def __init__(self, engine: JetStreamEngine) -> None:
@@ -61,6 +63,9 @@ class JetStreamAdmin:
             named = {subject for subject in stream.subjects if "*" not in subject and ">" not in subject}
             found += [_topic_info(name, counts.get(name, 0), stream) for name in sorted({*named, *counts})]
         return found
+
+    async def describe_topic(self, name: str) -> TopicInfo:
+        return named(await self.list_topics(), name)
 
     async def create_topic(
         self,

@@ -23,6 +23,7 @@ from ...admin import (
     PartitionInfo,
     PartitionLag,
     TopicInfo,
+    named,
 )
 from ...engine import Topic
 from ...errors import AuthenticationError, ConfigurationError, ConnectError, GroupNotFoundError, NotSupportedError
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
 TIMEOUT: Final = 5.0  # seconds for an answer of the HTTP API
 
 _BY_AMQP: Final = frozenset(("create_topic", "delete_topic", "list_partitions"))
-_BY_HTTP: Final = frozenset(("list_topics", "list_groups", "lag", "delete_group", "describe_cluster", "health"))
+_BY_HTTP: Final = frozenset(
+    ("list_topics", "describe_topic", "list_groups", "lag", "delete_group", "describe_cluster", "health")
+)
 
 
 class ManagementApi:
@@ -69,6 +72,8 @@ class ManagementApi:
 class RabbitAdmin:
     """What works by AMQP always does; the rest needs `management`, the URL of the HTTP API."""
 
+    has_ids = False
+
     def __init__(self, connected: Callable[[], Server], api: ManagementApi | None) -> None:
         self.operations = _BY_AMQP if api is None else _BY_AMQP | _BY_HTTP
         self._connected = connected
@@ -93,6 +98,9 @@ class RabbitAdmin:
             for name in (exchange["name"] for exchange in exchanges)
             if name and not name.startswith("amq.") and name != HUB
         ]
+
+    async def describe_topic(self, name: str) -> TopicInfo:
+        return named(await self.list_topics(), name)
 
     async def create_topic(
         self,

@@ -17,6 +17,7 @@ from ...admin import (
     NodeInfo,
     PartitionLag,
     TopicInfo,
+    named,
 )
 from ...engine import Topic, option_of
 from ...errors import ConfigurationError, ConnectError, GroupNotFoundError, NotSupportedError, TopicNotFoundError
@@ -38,6 +39,7 @@ COUNTED: Final = 10_000  # entries that one step of a count reads
 class ChannelAdmin:
     """What can be asked where nothing is kept. What is missing here is missing in `operations`."""
 
+    has_ids = True
     operations: frozenset[str] = frozenset(("describe_cluster", "health"))
 
     def __init__(self, engine: RedisEngine) -> None:
@@ -81,6 +83,7 @@ class StreamAdmin(ChannelAdmin):
 
     operations = ChannelAdmin.operations | {
         "list_topics",
+        "describe_topic",
         "create_topic",
         "alter_topic",
         "delete_topic",
@@ -106,6 +109,9 @@ class StreamAdmin(ChannelAdmin):
                 )
         return found
 
+    async def describe_topic(self, name: str) -> TopicInfo:
+        return named(await self.list_topics(), name)
+
     async def create_topic(
         self,
         name: str,
@@ -129,7 +135,7 @@ class StreamAdmin(ChannelAdmin):
         await self._ask([(name, ("UNLINK", name, names.delayed(name)))])
         await self._engine.alter(name, None)
 
-    async def purge_topic(self, name: str, before: Mapping[int, int] | datetime | None) -> None:
+    async def purge_topic(self, name: str, before: Mapping[int, Any] | datetime | None) -> None:
         if isinstance(before, Mapping):
             raise NotSupportedError("redis", "purge before an offset", "give a datetime")
         await self._engine.declare([Topic(name)], "check")

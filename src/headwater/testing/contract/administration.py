@@ -38,7 +38,7 @@ class Administration:
         await broker.publish_many([Outgoing(n, name, partition=1) for n in range(3)])
         first, second = await broker.admin.partitions.list(name)
         assert (first.partition, first.earliest, first.latest) == (0, 0, 0)
-        assert (second.partition, second.latest - second.earliest, second.messages) == (1, 3, 3)
+        assert (second.partition, second.messages) == (1, 3)
         await broker.admin.partitions.add(name, 4)
         assert len(await broker.admin.partitions.list(name)) == 4
         assert (await broker.publish(1, name, partition=3)).partition == 3
@@ -61,6 +61,7 @@ class Administration:
             await broker.get(topic, group=group, timeout=10)
         groups = broker.admin.groups
         first = (await broker.admin.partitions.list(topic))[0].earliest
+        assert isinstance(first, int)
         for how, value, left in (("to", first + 4, 6), ("shift", 2, 4), ("to", "latest", 0), ("to", "earliest", 10)):
             arguments: dict[str, Any] = {how: value}
             dry = await groups.reset(group, topic, dry_run=True, **arguments)
