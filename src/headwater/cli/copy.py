@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Final
 
 import typer
@@ -16,7 +13,7 @@ from ..codecs import RAW
 from ..engine import Change, Revoked, Source, Subscription, Topic
 from ..errors import GroupNotFoundError, NotSupportedError
 from ..message import CONTENT_TYPE, Message, Outgoing
-from .output import counted, note, show_json
+from .output import Counting, counted, counting, note, show_json
 from .parameters import AsJson, Target, TopicName, read_start
 from .target import ask, broker_of
 
@@ -52,23 +49,22 @@ def copy(
     """
     begin, told = read_start(start), to or topic
 
-    async def run(broker: Broker) -> _Copying:
+    async def run(broker: Broker) -> Counting:
         asked = Source(topics=(topic,), group=group, start=begin, prefetch=2 * CHUNK, client=GROUP)
         _check(broker, asked)
         async with broker_of(destination) as there:
             await _make(there, told, await _partitions(broker, topic))
-            copying = _Copying(there, told, keep_partitions, lambda: _lag(broker, group, topic))
-            with _shown(copying, silent=as_json):
+            with counting("copying", silent=as_json) as count:
+                copying = _Copying(there, told, keep_partitions, lambda: _lag(broker, group, topic), count)
                 async with broker.engine.subscribe(asked, copying.on_change) as place:
                     await copying.run(place, limit, follow=follow)
-            return copying
+            return count
 
-    copied = ask(source, run)
+    count = ask(source, run)
     if as_json:
-        show_json([{"copied": copied.count, "seconds": round(copied.seconds, 3)}])
+        show_json([{"copied": count.total, "seconds": round(count.seconds, 3)}])
     else:
-        rate = copied.count / max(copied.seconds, 0.001)
-        note(f"copied {counted(copied.count, 'message')} from {topic} to {told}, {rate:,.0f} a second")
+        note(f"copied {counted(count.total, 'message')} from {topic} to {told}, {count.rate}")
 
 
 def _check(broker: Broker, asked: Source) -> None:
@@ -107,31 +103,28 @@ class _Copying:
     """Takes messages from one place to another, a chunk at a time."""
 
     def __init__(
-        self, there: Broker, topic: str, keep_partitions: bool, left: Callable[[], Awaitable[int | None]]
+        self,
+        there: Broker,
+        topic: str,
+        keep_partitions: bool,
+        left: Callable[[], Awaitable[int | None]],
+        count: Counting,
     ) -> None:
         self._there, self._topic, self._keep_partitions = there, topic, keep_partitions
-        self.left = left
+        self._left, self._count = left, count
         self._chunk = asyncio.Lock()  # held while one is on its way
-        self._begun = time.monotonic()
-        self.count = 0
-        self.on_progress: Callable[[int], object] = lambda _: None
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._begun
 
     async def run(self, place: Subscription, limit: int | None, *, follow: bool) -> None:
         """Until the limit, or the end unless it is to `follow`."""
-        while limit is None or self.count < limit:
-            most = CHUNK if limit is None else min(CHUNK, limit - self.count)
+        while limit is None or self._count.total < limit:
+            most = CHUNK if limit is None else min(CHUNK, limit - self._count.total)
             messages = await self._next(place, most, follow)
             if not messages:
                 return
             async with self._chunk:
                 await self._there.publish_many([self._outgoing(one) for one in messages], timeout=TIMEOUT)
                 await place.ack(messages)
-            self.count += len(messages)
-            self.on_progress(len(messages))
+            self._count(len(messages))
 
     async def _next(self, place: Subscription, most: int, follow: bool) -> Sequence[Message]:
         """Some messages; none at the end."""
@@ -141,7 +134,7 @@ class _Copying:
             if messages:
                 return messages
             quiet += LOOK
-            if not follow and (quiet > QUIET or await self.left() == 0):
+            if not follow and (quiet > QUIET or await self._left() == 0):
                 return ()
 
     async def on_change(self, change: Change) -> None:
@@ -154,22 +147,3 @@ class _Copying:
         codec = RAW if CONTENT_TYPE in message.headers else None  # it is named only where it was
         partition = message.partition if self._keep_partitions else None
         return Outgoing(message.body, self._topic, message.key_bytes, message.headers, partition, codec=codec)
-
-
-@contextmanager
-def _shown(copying: _Copying, *, silent: bool) -> Iterator[None]:
-    """How many and how fast, on a terminal."""
-    if silent or not sys.stderr.isatty():
-        yield
-        return
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    def advance(count: int) -> None:
-        progress.update(task, advance=count, rate=f"{copying.count / copying.seconds:,.0f} a second")
-
-    columns = (SpinnerColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("copying", total=None, rate="")
-        copying.on_progress = advance
-        yield

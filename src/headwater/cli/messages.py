@@ -7,9 +7,10 @@ import os
 import stat
 import string
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -19,10 +20,10 @@ from ..broker import Broker
 from ..codecs import JSON, RAW, TEXT, Codec
 from ..engine import Start
 from ..errors import NotSupportedError
-from ..message import Headers, Message, Outgoing, Receipt
+from ..message import CONTENT_TYPE, Headers, Message, Outgoing, Receipt
 from ..stream import Stream
 from ..topics import is_pattern, match
-from .output import counted, leave_quietly, note, plain, show_json, to_json, write
+from .output import Failure, counted, counting, leave_quietly, note, plain, show_json, to_json, write
 from .parameters import AsJson, Target, TopicName, read_headers, read_start
 from .target import ask
 
@@ -44,14 +45,31 @@ def publish(
     header: HeaderOptions = None,
     delay: Annotated[float | None, typer.Option(min=0, help="Seconds until it may be received.")] = None,
     partition: Annotated[int | None, typer.Option(min=0, help="By hand, instead of by key.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A message a line, instead of VALUE.")
+    ] = None,
+    json_lines: Annotated[
+        bool, typer.Option("--json-lines", help="Lines are objects, as tail --json prints them: value, key, headers.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Publish a message, or each line of stdin. What parses as JSON travels as JSON, anything else as text."""
+    """Publish a message, or each line of stdin or of a file.
+
+    What parses as JSON travels as JSON, anything else as text. On a terminal it shows how many and how fast.
+    """
     headers = read_headers(header or ())
 
     def outgoing(body: bytes) -> Outgoing:
         content, codec = _content(body)
         return Outgoing(content, topic, key, headers, partition, delay, codec)
+
+    def from_object(line: bytes) -> Outgoing:
+        found = _read_line(line)
+        kept = [(name, text) for name, text in found.headers.items() if name != CONTENT_TYPE]
+        text = found.headers.get(CONTENT_TYPE) == TEXT.content_type
+        content: Any = msgspec.json.decode(found.value) if text else found.value
+        place = found.partition if partition is None else partition
+        return Outgoing(content, topic, key or found.key, [*kept, *headers], place, delay, TEXT if text else JSON)
 
     async def one(broker: Broker) -> None:
         receipts = await broker.publish_many([outgoing(os.fsencode(value))])
@@ -62,21 +80,51 @@ def publish(
 
     async def lines(broker: Broker) -> None:
         published: list[dict[str, Any]] = []
-        count = 0
-        async for batch in _lines(sys.stdin.fileno()):
-            for first in range(0, len(batch), CHUNK):
-                receipts = await broker.publish_many([outgoing(line) for line in batch[first : first + CHUNK]])
-                count += len(receipts)
-                if as_json:
-                    published += [_fields(receipt) for receipt in receipts]
+        make = from_object if json_lines else outgoing
+        with _opened(file) as descriptor, counting("publishing") as count:
+            async for batch in _lines(descriptor):
+                for first in range(0, len(batch), CHUNK):
+                    receipts = await broker.publish_many([make(line) for line in batch[first : first + CHUNK]])
+                    count(len(receipts))
+                    if as_json:
+                        published += [_fields(receipt) for receipt in receipts]
         if as_json:
             show_json(published)
         else:
-            write(f"published {counted(count, 'message')} to {topic}\n")
+            write(f"published {counted(count.total, 'message')} to {topic}\n")
 
-    if value == "-" and sys.stdin.isatty():
+    if file is None and not json_lines and value != "-":
+        ask(target, one)
+        return
+    if file is None and sys.stdin.isatty():
         note("a message a line; Ctrl-D ends")
-    ask(target, lines if value == "-" else one)
+    ask(target, lines)
+
+
+@contextmanager
+def _opened(file: Path | None) -> Iterator[int]:
+    """The descriptor of a file, or of stdin."""
+    if file is None:
+        yield sys.stdin.fileno()
+    else:
+        with file.open("rb") as opened:
+            yield opened.fileno()
+
+
+class _Line(msgspec.Struct):
+    """What an object of --json-lines may say of a message; other fields that `tail` prints are of no concern."""
+
+    value: msgspec.Raw
+    key: str | None = None
+    headers: Mapping[str, str] = {}
+    partition: int | None = None
+
+
+def _read_line(line: bytes) -> _Line:
+    try:
+        return msgspec.json.decode(line, type=_Line)
+    except msgspec.DecodeError as error:
+        raise Failure(f"{line[:80].decode(errors='replace')!r} is no line of --json-lines: {error}") from None
 
 
 def _content(body: bytes) -> tuple[Any, Codec]:

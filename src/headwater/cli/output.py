@@ -7,7 +7,9 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from itertools import chain
 from typing import Any, TypeVar
@@ -109,6 +111,44 @@ def _as_text(body: bytes) -> str:
         return body.decode()
     except UnicodeDecodeError:
         return base64.b64encode(body).decode()
+
+
+class Counting:
+    """How many messages were moved, and how fast."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._begun = time.monotonic()
+        self.show: Callable[[], object] = lambda: None
+
+    @property
+    def seconds(self) -> float:
+        return max(0.001, time.monotonic() - self._begun)
+
+    @property
+    def rate(self) -> str:
+        return f"{self.total / self.seconds:,.0f} a second"
+
+    def __call__(self, count: int) -> None:
+        self.total += count
+        self.show()
+
+
+@contextmanager
+def counting(doing: str, *, silent: bool = False) -> Iterator[Counting]:
+    """Count, and show it while that lasts if somebody watches: on a terminal."""
+    count = Counting()
+    if silent or not sys.stderr.isatty():
+        yield count
+        return
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(doing, total=None)
+        count.show = lambda: progress.update(task, completed=count.total, description=count.rate)
+        yield count
 
 
 # --- tables -----------------------------------------------------------------------------------------------

@@ -69,15 +69,15 @@ def run(
     target: Annotated[
         str, typer.Argument(metavar="TARGET", help="module:app, or module:make_app, a function that gives an app.")
     ],
+    workers: Annotated[int, typer.Option(min=1, help="Processes; they share the messages.")] = 1,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Start again when a Python file below here changes.")
+    ] = False,
     host: Annotated[str, typer.Option(help="Where an ASGI application listens.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Where an ASGI application listens.")] = 8000,
     http: Annotated[
         str | None, typer.Option(help="Serve probes and metrics of an app here.", metavar="[HOST:]PORT")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; they share the messages.")] = 1,
-    reload: Annotated[
-        bool, typer.Option("--reload", help="Start again when a Python file below here changes.")
-    ] = False,
     broker: Annotated[
         str | None, typer.Option(envvar="HEADWATER_BROKER", help="Instead of the app's first broker.", metavar="URL")
     ] = None,
@@ -91,19 +91,8 @@ def run(
     probed = None if http is None else _address(http)
     end = WorkerEnd.from_environment()
     if end is None and (workers > 1 or reload):
-        if is_url(target):
-            raise Failure(
-                f"{target} is a URL, and this wants an app: give module:app, and the URL with --broker", USAGE
-            )
-        command = [sys.executable, *sys.orig_argv[1:]]  # a worker is this same command, on a cord
         watch = Path.cwd() if reload else None
-
-        def services() -> Services:
-            found: App = load_app(target, factory=factory)
-            assert found.services is not None, "a worker has seen some"
-            return found.services
-
-        raise typer.Exit(supervise(command, workers, services, watch=watch, web=(host, port), http=probed))
+        raise typer.Exit(_supervise(target, factory, workers, watch=watch, web=(host, port), http=probed))
     if end is not None:
         end.hold()
     found = load_app(target, factory=factory)
@@ -118,6 +107,19 @@ def run(
 
 
 run.__doc__ = unfolded(HELP)
+
+
+def _supervise(target: str, factory: bool, workers: int, **options: Any) -> int:
+    """Run workers, each of them this same command, on a cord; the exit code."""
+    if is_url(target):
+        raise Failure(f"{target} is a URL, and this wants an app: give module:app, and the URL with --broker", USAGE)
+
+    def services() -> Services:
+        app: App = load_app(target, factory=factory)
+        assert app.services is not None, "a worker has seen some"
+        return app.services
+
+    return supervise([sys.executable, *sys.orig_argv[1:]], workers, services, **options)
 
 
 def _wants_services(app: App) -> bool:
