@@ -23,11 +23,12 @@ from headwater import (
     TopicNameError,
     TopicNotFoundError,
 )
+from headwater.cli import main
 from headwater.engines.redis import administration
 from headwater.testing.contract.tools import nothing_more, published_around, reading, taken
 from servers.fixtures import require
 from servers.proxy import Proxy
-from servers.redis import RedisCluster, RedisSentinels, RedisServer
+from servers.redis import RedisCluster, RedisSentinels, RedisServer, say
 from waiting import until
 
 pytestmark = pytest.mark.server
@@ -304,6 +305,20 @@ async def test_wrong_names_are_named(broker: RedisBroker, other: Any) -> None:
             await call
     with pytest.raises(TopicNameError, match=r"'text'.*something else"):
         await topics.describe("text")
+
+
+def test_the_shell_knows_the_names_that_are_near(
+    server: RedisServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["headwater"])
+    say(server, "XGROUP CREATE orders shop 0 MKSTREAM")
+    for command, told in (
+        (["topics", "show", server.url, "ordres"], "no topic 'ordres': did you mean 'orders'?"),
+        (["groups", "lag", server.url, "shopp"], "no group 'shopp': did you mean 'shop'?"),
+    ):
+        with pytest.raises(SystemExit):
+            main(command)
+        assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
