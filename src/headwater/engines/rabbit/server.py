@@ -90,7 +90,7 @@ class Server:
     async def _ask(self, call: Callable[[], Awaitable[T]], within: float | None = None) -> T:
         """What a call gives that may be repeated; it is, while that may help.
 
-        Raises ConnectError after `within` seconds, by default ANSWER, AuthenticationError for what is not for this user.
+        Raises ConnectError after `within` seconds, or ANSWER, and AuthenticationError for what is not for this user.
         """
         within = ANSWER if within is None else within
         name, reason = repr(self._address), f"no answer within {within:g} s"
