@@ -356,6 +356,19 @@ def test_the_shell_knows_the_names_that_are_near(
     assert f"there is no topic '{topic[:-1]}': did you mean '{topic}'?" in capsys.readouterr().err
 
 
+def test_the_shell_shows_a_topic_that_keeps_nothing(
+    rabbit_server: RabbitServer, topic: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["headwater"])
+    api(rabbit_server, "PUT", f"exchanges/%2F/{topic}", {"type": "topic", "durable": True})
+    target = f"{rabbit_server.url}?management={quote(rabbit_server.management_url, safe='')}"
+    with pytest.raises(SystemExit) as ended:
+        main(["topics", "show", target, topic, "--json"])
+    assert not ended.value.code
+    (shown,) = json.loads(capsys.readouterr().out)
+    assert (shown["name"], shown["offsets"], shown["config"]["type"]) == (topic, [], "topic")
+
+
 @contextmanager
 def user(server: RabbitServer, tags: str, *, configure: str = ".*") -> Iterator[str]:
     """A user with these tags, until the end."""

@@ -193,6 +193,8 @@ class RabbitAdmin:
         try:
             return await asking
         except TopicNotFoundError:
+            if self._connected().topology.is_kept(topic):  # its exchange may be there already: the stream comes second
+                raise
             await self._connected().declare([Topic(topic)], "check")
             raise NotSupportedError("rabbit", f"offsets ({topic})", _KEEPS_NOTHING) from None
 
