@@ -35,7 +35,7 @@ from headwater.engines.rabbit import management
 from headwater.engines.rabbit import server as connected
 from headwater.engines.rabbit.administration import _problems_of_queue
 from headwater.engines.rabbit.names import takes
-from headwater.engines.rabbit.policies import Kept, definition_of, kept
+from headwater.engines.rabbit.policies import Kept, definition_of, kept, policy_of
 from headwater.testing.contract.tools import published_around, reading, settled, taken
 from servers.process import HOST
 from servers.proxy import Proxy
@@ -457,3 +457,11 @@ def test_a_limit_that_a_stream_was_made_with_is_taken_away_by_one_that_nothing_r
     for wanted in (Kept(None, None), Kept(timedelta(seconds=5), None), Kept(None, 5000)):
         assert kept(arguments, definition_of("orders", wanted, arguments)) == wanted
     assert definition_of("orders", Kept(None, None), {}) is None
+
+
+def test_one_policy_applies_and_one_that_cannot_be_read_does_not() -> None:
+    common = {"definition": {}, "apply-to": "queues"}
+    low, high = ({**common, "name": n, "pattern": "^ord", "priority": p} for n, p in (("low", 0), ("high", 5)))
+    others = [{**common, "name": "perl", "pattern": "(?|a)", "priority": 9}, {**high, "apply-to": "exchanges"}]
+    assert policy_of("orders", [low, high, *others]) == high
+    assert policy_of("invoices", [low, high, *others]) is None

@@ -31,12 +31,15 @@ def policy_name(topic: str) -> str:
 
 def policy_of(topic: str, policies: Sequence[Policy]) -> Policy | None:
     """The policy that applies to the stream of a topic: one, the one with the highest priority."""
-    fitting = [
-        one
-        for one in policies
-        if one["apply-to"] in ("all", "queues", "streams") and re.search(one["pattern"], topic) is not None
-    ]
+    fitting = [one for one in policies if one["apply-to"] in ("all", "queues", "streams") and _fits(one, topic)]
     return max(fitting, key=lambda one: one["priority"], default=None)
+
+
+def _fits(policy: Policy, topic: str) -> bool:
+    try:
+        return re.search(policy["pattern"], topic) is not None
+    except re.error:  # what Perl can say and Python cannot: ours are never like that
+        return False
 
 
 def kept(arguments: Mapping[str, Any], policy: Policy | None) -> Kept:
