@@ -101,10 +101,16 @@ class RabbitServer(Server):
 
     def write_down(self) -> None:
         # Mnesia, which holds queues and bindings, collects what it logs for up to two seconds.
-        command = [str(Path(self._program).with_name("rabbitmqctl")), "eval", "mnesia:sync_log()."]
+        if (said := self.control("eval", "mnesia:sync_log().").strip()) != "ok":
+            raise RuntimeError(f"rabbitmqctl did not write it down: {said}")
+
+    def control(self, *words: str) -> str:
+        """What rabbitmqctl says to that."""
+        command = [str(Path(self._program).with_name("rabbitmqctl")), *words]
         done = subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=30)
-        if done.stdout.strip() != "ok":
-            raise RuntimeError(f"rabbitmqctl did not write it down: {done.stdout}{done.stderr}")
+        if done.returncode:
+            raise RuntimeError(f"rabbitmqctl {words[0]}: {done.stdout}{done.stderr}")
+        return done.stdout
 
     def down(self, *, kill: bool = False) -> None:
         with self._lock:

@@ -107,11 +107,12 @@ class NodeInfo:
 
 @dataclass(frozen=True, slots=True)
 class ClusterInfo:
-    """The servers behind an engine."""
+    """The servers behind an engine. `config` has what else it says of itself, by its own names."""
 
     engine: str
     version: str
     nodes: tuple[NodeInfo, ...] = ()
+    config: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)

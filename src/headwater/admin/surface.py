@@ -219,7 +219,7 @@ def _target(
         case "earliest":
             return info.earliest
         case "latest":
-            return info.latest
+            return info.latest if isinstance(info.latest, int) else "latest"  # no id says what comes after the last one
         case int() | str():
             return to
         case datetime():

@@ -11,7 +11,7 @@ import typer
 
 from ..admin import PartitionInfo, TopicChange, TopicInfo
 from ..broker import Broker
-from ..errors import StoreNotFoundError
+from ..errors import NotSupportedError, StoreNotFoundError
 from .output import Columns, Failure, confirm, counted, note, plain, show, show_details, show_json, size
 from .parameters import (
     FOREVER,
@@ -66,7 +66,10 @@ def show_topic(target: Target, topic: TopicName, as_json: AsJson = False) -> Non
 
     async def look(broker: Broker) -> tuple[TopicInfo, list[PartitionInfo]]:
         info = await broker.admin.topics.describe(topic)
-        return info, list(await broker.admin.partitions.list(topic))
+        try:
+            return info, list(await broker.admin.partitions.list(topic))
+        except NotSupportedError:  # it keeps nothing, or the engine has no offsets
+            return info, []
 
     info, partitions = ask(target, look)
     if as_json:

@@ -237,7 +237,7 @@ class Tap:
         self._forget_unreceived(session)
         for tries in itertools.count(1):
             try:
-                await self._tell_of_a_gap()
+                await self._look_what_is_gone()
                 await self._begin()
                 break
             except (*LOST, TimeoutError) as error:
@@ -259,8 +259,13 @@ class Tap:
         if ours and self._place.stream and self._sought is None:
             self._position = ours[0].offset
 
-    async def _tell_of_a_gap(self) -> None:
-        if self._place.temporary and not await queue_is_there(self._link, self._place.queue):
+    async def _look_what_is_gone(self) -> None:
+        """A reader's queue that expired has a gap; a stream that was deleted is another one when it is made again."""
+        if not (self._place.temporary or self._place.stream) or await queue_is_there(self._link, self._place.queue):
+            return
+        if self._place.stream:
+            self._position, self._since = "first", 0
+        else:
             topics = ", ".join(self._source.topics)
             _log.warning("a reader of %s was away for too long: what was published meanwhile is missed", topics)
 

@@ -17,7 +17,8 @@ from ...message import Outgoing, Receipt
 from ...topics import is_pattern
 from . import names
 from .address import Address
-from .administration import ManagementApi, RabbitAdmin
+from .administration import RabbitAdmin
+from .management import ManagementApi
 from .options import QueueType, rabbit_of
 
 if TYPE_CHECKING:

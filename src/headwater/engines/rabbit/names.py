@@ -59,3 +59,16 @@ def wildcard(pattern: str) -> str:
     """
     words = _PATH_FIELD.sub("\0", pattern).split(".")
     return ".".join("#" if "\0" in word else "*" if _FIELD.search(word) else word for word in words)
+
+
+def takes(key: str, topic: str) -> bool:
+    """Whether a binding key has this topic's messages: `*` is one word, `#` any number of them."""
+    return _takes(key.split("."), topic.split("."))
+
+
+def _takes(key: list[str], words: list[str]) -> bool:
+    if not key:
+        return not words
+    if key[0] == "#":
+        return any(_takes(key[1:], words[skipped:]) for skipped in range(len(words) + 1))
+    return bool(words) and key[0] in ("*", words[0]) and _takes(key[1:], words[1:])

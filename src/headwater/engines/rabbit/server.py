@@ -7,6 +7,7 @@ import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from functools import partial
 from typing import Final, TypeVar
 
@@ -21,7 +22,7 @@ from .link import LOST, Link, described, is_passing
 from .names import QUEUE_PREFIX
 from .options import QueueType
 from .sending import Sender
-from .streams import bounds
+from .streams import bounds, first_since
 from .topology import Place, Topology
 
 CHECK: Final = 5.0  # seconds in which a server that could take a message answers
@@ -86,11 +87,12 @@ class Server:
 
     # --- what is asked of it --------------------------------------------------------------------------
 
-    async def _ask(self, call: Callable[[], Awaitable[T]], within: float = ANSWER) -> T:
+    async def _ask(self, call: Callable[[], Awaitable[T]], within: float | None = None) -> T:
         """What a call gives that may be repeated; it is, while that may help.
 
-        Raises ConnectError after `within` seconds, AuthenticationError for what is not for this user.
+        Raises ConnectError after `within` seconds, or ANSWER, and AuthenticationError for what is not for this user.
         """
+        within = ANSWER if within is None else within
         name, reason = repr(self._address), f"no answer within {within:g} s"
         try:
             async with asyncio.timeout(within):
@@ -100,7 +102,7 @@ class Server:
                     except LOST as error:
                         reason = described(error)
                         if isinstance(error, aiormq.ChannelAccessRefused):
-                            raise AuthenticationError(name, reason) from None
+                            raise AuthenticationError(name, f"{reason}: see rabbitmqctl set_permissions") from None
                         if not is_passing(error):
                             raise ConnectError(name, reason) from error
                         await asyncio.sleep(AGAIN)
@@ -141,6 +143,29 @@ class Server:
         async with self._publishing.channel() as channel:
             for queue in queues:
                 await channel.queue_delete(queue)
+
+    async def purge_queues(self, queues: Sequence[str]) -> None:
+        await self._ask(partial(self._purge_queues, queues))
+
+    async def _purge_queues(self, queues: Sequence[str]) -> None:
+        async with self._publishing.channel() as channel:
+            for queue in queues:
+                await channel.queue_purge(queue)
+
+    async def consumers_of(self, queues: Sequence[str]) -> int:
+        """How many consumers these queues have together."""
+        return await self._ask(partial(self._consumers_of, queues))
+
+    async def _consumers_of(self, queues: Sequence[str]) -> int:
+        async with self._publishing.channel() as channel:
+            said = [await channel.queue_declare(queue, passive=True) for queue in queues]
+        return sum(one.consumer_count or 0 for one in said)
+
+    async def offset_at(self, topic: str, moment: datetime) -> int:
+        """The first offset at or after this time, or the next one. Raises TopicNotFoundError."""
+        _, latest = await self.bounds(topic)
+        found = await self._ask(partial(first_since, self._reading, topic, moment))
+        return latest if found is None else found
 
     async def bounds(self, topic: str) -> tuple[int, int]:
         """The first offset of a topic that keeps its messages, and the next. Raises TopicNotFoundError."""

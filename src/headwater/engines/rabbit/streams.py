@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+import math
+from datetime import datetime
+from typing import Any, Final, NamedTuple
 
 import aiormq
 from pamqp.commands import Basic
@@ -27,21 +29,40 @@ async def bounds(link: Link, stream: str) -> tuple[int, int]:
             raise
         raise TopicNotFoundError(stream, "or it keeps nothing: it has no stream") from None
     wait = FIRST if said.message_count else QUIET * 3
-    first = await _offsets(link, stream, "first", 1, wait)
+    first = await _read(link, stream, "first", 1, wait)
     if not first:
         return 0, 0
-    last = await _offsets(link, stream, "last", _MANY, FIRST)
-    return first[0], max(last, default=first[0]) + 1
+    last = await _read(link, stream, "last", _MANY, FIRST)
+    return first[0].offset, max((one.offset for one in last), default=first[0].offset) + 1
 
 
-async def _offsets(link: Link, stream: str, start: str, limit: int, wait: float) -> list[int]:
-    """The offsets from a place on: up to `limit`, or the end if that is many."""
-    found = list[int]()
+async def first_since(link: Link, stream: str, moment: datetime) -> int | None:
+    """The offset of the first message of this second or later, in a stream that has some messages."""
+    since = int(moment.timestamp())
+    last = await _read(link, stream, "last", _MANY, FIRST)
+    if all(one.time < since for one in last):
+        return None
+    found = await _read(link, stream, moment, _MANY, FIRST, since)
+    return next((one.offset for one in found if one.time >= since), None)
+
+
+class _Place(NamedTuple):
+    """A message of a stream; one without a time is later than all others."""
+
+    offset: int
+    time: float
+
+
+async def _read(
+    link: Link, stream: str, start: str | datetime, limit: int, wait: float, until: float = math.inf
+) -> list[_Place]:
+    """What comes from a place on: up to `limit`, or if that is many up to the end, or one of this time or later."""
+    found = list[_Place]()
     came = asyncio.Event()
 
     def delivered(_frame: Basic.Deliver, properties: Basic.Properties, _body: bytes) -> None:
         offset: Any = (properties.headers or {}).get("x-stream-offset")
-        found.append(offset)
+        found.append(_Place(offset, math.inf if properties.timestamp is None else properties.timestamp.timestamp()))
         came.set()
 
     async def unused(_: Any) -> None: ...
@@ -54,7 +75,7 @@ async def _offsets(link: Link, stream: str, start: str, limit: int, wait: float)
             async with asyncio.timeout(wait):
                 await came.wait()  # set already, if some came before we were told that we may consume
             came.clear()
-            if limit == 1:
+            if limit == 1 or until <= found[-1].time < math.inf:
                 return found
             if len(found) % limit == 0:  # that many it sends without being told that they came
                 await channel.basic_ack(len(found), multiple=True)

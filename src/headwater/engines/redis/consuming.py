@@ -422,10 +422,5 @@ def _chunks(ids: Sequence[str]) -> Iterable[Sequence[str]]:
     return (ids[first : first + AT_ONCE] for first in range(0, len(ids), AT_ONCE))
 
 
-def _order(offset: str) -> tuple[int, int]:
-    milliseconds, _, number = offset.partition("-")
-    return int(milliseconds), int(number)
-
-
 def _age(message: Message) -> tuple[int, int]:
-    return _order(str(message.offset))
+    return places.order(str(message.offset))

@@ -31,7 +31,7 @@ from .following import Following
 from .listening import Bells
 from .options import Redis
 from .sending import Sender
-from .servers import Call, Cluster, OneServer, Servers
+from .servers import Call, Cluster, OneServer, Servers, refused
 from .trimming import Settings, Trimming
 from .wire import Disconnected, Refusal
 
@@ -221,6 +221,8 @@ class RedisEngine:
         kinds = await self.servers.ask([(name, ("TYPE", name)) for name in wanted])
         missing: list[Topic] = []
         for topic, kind in zip(wanted.values(), kinds, strict=True):
+            if isinstance(kind, Refusal):
+                raise refused(self.url, topic.name, ("TYPE",), kind)
             if kind == b"none":
                 missing.append(topic)
             elif kind != b"stream":
@@ -240,9 +242,9 @@ class RedisEngine:
             calls.append((name, ("XGROUP", "CREATE", name, "hw.made", "$", "MKSTREAM")))
             calls.append((name, ("XGROUP", "DESTROY", name, "hw.made")))
             calls.append((name, ("PUBLISH", names.NEW_TOPICS, name)))
-        for reply in await self.servers.ask(calls):
+        for (key, command), reply in zip(calls, await self.servers.ask(calls), strict=True):
             if isinstance(reply, Refusal) and reply.code != "BUSYGROUP":
-                raise ConnectError(self.url, str(reply))
+                raise refused(self.url, key, command, reply)
         for topic in topics:
             settings = Settings.of(topic, option_of(topic.options, Redis))
             if settings is not None:

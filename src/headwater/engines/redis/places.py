@@ -23,16 +23,34 @@ def before(start: Start, latest: str) -> str:
     if start == "earliest":
         return BEGINNING
     if isinstance(start, datetime):
-        return _preceding(math.ceil(start.timestamp() * 1000), 0)
+        return _preceding(*order(at(start)))
     if isinstance(start, Mapping):
         return before(start[0], latest) if 0 in start else BEGINNING
-    parsed = _ID.fullmatch(start) if isinstance(start, str) else None
-    if parsed is None:
+    if not isinstance(start, str) or _ID.fullmatch(start) is None:
         raise ConfigurationError(
             f"start={start!r}: give 'earliest', 'latest', an aware datetime, or the offset of a message on Redis, "
             f"such as '1700000000000-0'"
         )
-    return _preceding(int(parsed[1]), int(parsed[2] or 0))
+    return _preceding(*order(start))
+
+
+def order(offset: str) -> tuple[int, int]:
+    """What ids are compared by. Raises ConfigurationError for what is none."""
+    parsed = _ID.fullmatch(offset)
+    if parsed is None:
+        raise ConfigurationError(f"{offset!r} is no offset of Redis: these are ids, such as '1700000000000-0'")
+    return int(parsed[1]), int(parsed[2] or 0)
+
+
+def at(moment: datetime) -> str:
+    """The least id of this time."""
+    return f"{math.ceil(moment.timestamp() * 1000)}-0"
+
+
+def following(offset: str) -> str:
+    """The least id after this one."""
+    milliseconds, number = order(offset)
+    return f"{milliseconds}-{number + 1}" if number < _LAST else f"{milliseconds + 1}-0"
 
 
 def _preceding(milliseconds: int, number: int) -> str:

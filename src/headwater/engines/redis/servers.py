@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import binascii
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -22,6 +23,8 @@ SLOTS: Final = 16384
 PATIENCE: Final = 12  # times that a command is repeated which was refused for a passing reason: some five seconds
 _LOOK_AGAIN: Final = 0.5  # seconds between two looks at a cluster of which something is away
 _AWAIT: Final = Retry(backoff=(0.02, 0.8))
+_TWO_WORDS: Final = frozenset(("CLIENT", "CONFIG", "MEMORY", "XGROUP", "XINFO"))
+_NO_RIGHT: Final = re.compile("executing the script can't run|ACL failure in script")  # what a script may not do
 _PASSING: Final = frozenset(("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK"))
 
 _log: Final = logging.getLogger("headwater.redis")
@@ -65,6 +68,16 @@ async def call(servers: Servers, key: str, *words: Any) -> Any:
     if isinstance(reply, Refusal):
         raise reply
     return reply
+
+
+def refused(url: str, key: str, command: Command, refusal: Refusal) -> ConnectError:
+    """The error for a command that the server refused; for want of permission it says which."""
+    said = str(refusal).removeprefix("NOPERM ").removeprefix("ERR ")
+    if refusal.code != "NOPERM" and _NO_RIGHT.search(said) is None:
+        return ConnectError(url, str(refusal))
+    name = "|".join(str(word).lower() for word in command[: 2 if command[0] in _TWO_WORDS else 1])
+    wants = f"the key {key!r}" if "one of the keys" in said else "+xgroup" if name == "eval" else f"+{name}"
+    return AuthenticationError(url, f"{said} ({name}): give {wants} to this user with ACL SETUSER")
 
 
 def passes(reply: Any) -> bool:
