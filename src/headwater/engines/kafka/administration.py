@@ -119,6 +119,11 @@ class KafkaAdmin:
     async def purge_topic(self, name: str, before: Mapping[int, int] | datetime | None) -> None:
         """Raises ConfigurationError for a topic that is only compacted: there Kafka lets nobody do that."""
         places = await self._places(name)
+        if (await self._cluster.configs([name]))[name][CLEANUP].value == "compact":
+            raise ConfigurationError(
+                f"{name!r} is compacted, and Kafka purges no such topic: publish tombstones, Kafka(tombstone=True), or "
+                f"give it a retention as well: topics.alter({name!r}, retention=..., options=[Kafka(compact=True)])"
+            )
         if isinstance(before, Mapping):
             wanted = {(name, number): offset for number, offset in before.items()}
             for number in before.keys() - set(range(len(places))):

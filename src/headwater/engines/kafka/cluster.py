@@ -200,8 +200,8 @@ class Cluster:
         """Make what lies below these unreadable."""
         positions = [TopicPartition(*place, offset) for place, offset in offsets.items()]
         if positions:
-            topic = positions[0].topic
-            await self._answers(lambda: self.client.delete_records(positions, request_timeout=TIMEOUT), topic)
+            what = positions[0].topic
+            await self._answers(lambda: self.client.delete_records(positions, request_timeout=TIMEOUT), what)
 
     # Groups
 
@@ -286,11 +286,6 @@ def _refused(error: KafkaError, what: str, address: str) -> HeadwaterError:
     name, reason = error.name(), error.str()
     if name in _BUSY:
         return ConfigurationError(f"group {what!r} has live members: stop them, then try again")
-    if name == "POLICY_VIOLATION" and "deleted due to" in reason:
-        return ConfigurationError(
-            f"{what!r} is compacted, and Kafka purges what is not: publish tombstones, Kafka(tombstone=True), or have "
-            f"it deleted by age as well: topics.alter({what!r}, retention=..., options=[Kafka(compact=True)])"
-        )
     if name in _UNWANTED:
         return ConfigurationError(f"{what!r}: Kafka does not take it: {reason}")
     if name == "TOPIC_ALREADY_EXISTS":
