@@ -97,7 +97,7 @@ class Api:
 
     async def _once(self, subject: bytes, body: bytes) -> tuple[bytes | None, bytes]:
         client = await self._connection.ready()
-        flight = self._connection.fly(1)
+        flight = self._connection.fly(1, subject.decode())
         try:
             client.write(publication(subject, self._connection.answer_to(flight.first), b"", body))
             await flight.done
