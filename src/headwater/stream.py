@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
+from operator import attrgetter
 from types import TracebackType
 from typing import Final, Self
 
@@ -17,6 +18,8 @@ from .message import Message, Position
 from .topics import is_pattern
 
 Until = datetime | Callable[[Message], bool]
+_Place = tuple[str, int]  # a partition of a topic
+_PLACE: Final[Callable[[Message], _Place]] = attrgetter("topic", "partition")
 
 READ_AHEAD: Final = 500  # messages taken from the engine at once
 LOOK_AFTER: Final = 2.0  # quiet seconds after which a stream looks whether its topics are still there
@@ -47,7 +50,7 @@ class Stream:
         self._until = until
         self._wait = wait
         self._ahead: deque[Message] = deque()
-        self._last: dict[tuple[str, int], Message | Position] = {}  # fetched, or sought, in each partition
+        self._last: dict[_Place, Message | Position] = {}  # fetched, or sought, in each partition
         self._going = asyncio.Event()  # unless it is paused
         self._going.set()
         self._place: AbstractAsyncContextManager[Subscription] | None = None
@@ -93,9 +96,9 @@ class Stream:
         if not isinstance(position, Position):
             position = Position(self._source.topics[0], (self._source.partitions or (0,))[0], position)
         await self._subscription.seek(position)
-        kept = [m for m in self._ahead if (m.topic, m.partition or 0) != (position.topic, position.partition)]
-        self._ahead = deque(kept)
-        self._last[position.topic, position.partition] = position
+        here, ahead = (position.topic, position.partition), list(self._ahead)
+        self._ahead = deque(m for place, m in zip(_places_of(ahead), ahead, strict=True) if place != here)
+        self._last[here] = position
 
     @property
     def position(self) -> tuple[Position, ...]:
@@ -103,7 +106,8 @@ class Stream:
 
         Where offsets are no numbers (Redis) and nothing was read ahead, it is the last message, which would come again.
         """
-        ahead = {(message.topic, message.partition or 0): message for message in reversed(self._ahead)}
+        waiting = list(reversed(self._ahead))
+        ahead = dict(zip(_places_of(waiting), waiting, strict=True))
         return tuple(_next_of(last, ahead.get(place)) for place, last in self._last.items())
 
     def pause(self) -> None:
@@ -186,7 +190,7 @@ class Stream:
             messages = await self._subscription.receive(limit, rest)
             if messages:
                 self._ahead.extend(messages)
-                self._last |= {(message.topic, message.partition or 0): message for message in messages}
+                self._last.update(zip(_places_of(messages), messages, strict=True))
                 return True
             if deadline is not None and time() >= deadline:
                 return False
@@ -225,6 +229,13 @@ class Stream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _places_of(messages: Sequence[Message]) -> Iterable[_Place]:
+    """The partition of each, without a step of Python's for each; engines without partitions have one, 0."""
+    if messages and messages[0].partition is None:
+        return [(message.topic, 0) for message in messages]
+    return map(_PLACE, messages)
 
 
 def _next_of(last: Message | Position, ahead: Message | None) -> Position:
