@@ -451,3 +451,54 @@ async def test_a_slow_reader_holds_little(broker: KafkaBroker, topic: str) -> No
         await settled(lambda: place._handover.room <= 0)  # it has as much as it takes
         assert len(place._handover._ready) <= place._handover.size + 500
         assert len(stream._ahead) < 500
+
+
+async def test_chosen_partitions_are_read_in_batches_from_any_place(broker: KafkaBroker, topic: str) -> None:
+    await fill(broker, topic)
+    moment = datetime.now(UTC) + timedelta(seconds=5)
+    later = [Kafka(timestamp=moment + timedelta(seconds=1))]
+    await broker.publish("later", topic, partition=1, options=later)
+
+    async def read(start: Any, **options: Any) -> list[Any]:
+        batches = [batch async for batch in broker.stream(topic, start=start, **options).batches(2)]
+        assert {len(batch) for batch in batches} <= {1, 2}
+        return [message.value for batch in batches for message in batch]
+
+    assert await read("earliest", partitions=[0], limit=5) == [0, 2, 4, 6, 8]
+    assert await read(3, partitions=[1], limit=2) == [7, 9]
+    assert await read(4, partitions=[1], until=moment) == [9]
+    assert await read(moment, partitions=[1], limit=1) == ["later"]
+    first, second = await asyncio.gather(read({1: 2}, limit=9), read("earliest", partitions=[0], limit=5))
+    assert (set(first), second) == ({0, 2, 4, 6, 8, 5, 7, 9, "later"}, [0, 2, 4, 6, 8])
+
+
+async def test_a_stream_is_paused_resumed_sought_and_taken_up_elsewhere(broker: KafkaBroker, topic: str) -> None:
+    await fill(broker, topic)
+    async with broker.stream(topic, start="earliest", partitions=[0]) as stream, asyncio.timeout(20):
+        assert [(await anext(stream)).value for _ in range(2)] == [0, 2]
+        stream.pause()
+        waiting = asyncio.create_task(anext(stream))
+        await asyncio.wait([waiting], timeout=0.05)
+        assert not waiting.done()
+        stream.resume()
+        assert (await waiting).value == 4
+        await stream.seek(Position(topic, 0, 1))
+        assert (await anext(stream)).value == 2
+    (place,) = stream.position
+
+    def go_on() -> list[Any]:
+        return [message.value for message in broker.sync.stream(topic, start=2, partitions=[0], limit=3)]
+
+    assert place == Position(topic, 0, 2)
+    assert await asyncio.to_thread(go_on) == [4, 6, 8]
+
+
+async def test_get_takes_one_message_with_a_group_and_without(broker: KafkaBroker, theirs: Theirs, topic: str) -> None:
+    await broker.publish_many([Outgoing(n, topic, partition=0) for n in range(2)])
+    message = await broker.get(topic, group=f"get-{topic}", timeout=10)
+    assert message is not None
+    assert message.value == 0
+    assert theirs.committed(f"get-{topic}") == {0: 1, 1: 0}
+    assert await broker.get(topic, timeout=0.1) is None
+    with pytest.raises(TopicNotFoundError, match=f"{topic}-no"):
+        await broker.get(f"{topic}-no", timeout=0.1)

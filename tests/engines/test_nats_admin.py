@@ -406,3 +406,61 @@ async def test_a_slow_reader_holds_little(broker: NatsBroker, theirs: JetStreamC
         place: Any = stream._subscription
         assert place._room <= consumer.delivered.consumer_seq <= 2 * place._room + 500
         assert len(stream._ahead) < 500
+
+
+async def test_a_topic_is_read_in_batches_from_any_place(broker: NatsBroker, topic: str) -> None:
+    await fill(broker, topic)
+    moment = datetime.now(UTC)
+    await broker.publish("later", topic)
+
+    async def read(start: Any, **options: Any) -> list[Any]:
+        stream = broker.stream(topic, start=start, **options)
+        return [message.value async for batch in stream.batches(4) for message in batch]
+
+    assert await read("earliest", partitions=[0], limit=11) == [*range(10), "later"]
+    assert await read(8, limit=3) == [7, 8, 9]
+    assert await read({0: 10}, until=lambda message: message.value == "later") == [9]
+    assert await read(moment, limit=1) == ["later"]
+    assert await asyncio.gather(read(1, limit=2), read(3, limit=2)) == [[0, 1], [2, 3]]
+    with pytest.raises(NotSupportedError, match="one"):
+        await read("earliest", partitions=[1])
+
+
+async def test_a_stream_is_paused_resumed_sought_and_taken_up_elsewhere(broker: NatsBroker, topic: str) -> None:
+    await fill(broker, topic)
+    async with broker.stream(topic, start="earliest") as stream, asyncio.timeout(20):
+        assert [(await anext(stream)).value for _ in range(2)] == [0, 1]
+        stream.pause()
+        waiting = asyncio.create_task(anext(stream))
+        await asyncio.wait([waiting], timeout=0.05)
+        assert not waiting.done()
+        stream.resume()
+        assert (await waiting).value == 2
+        await stream.seek(5)
+        assert (await anext(stream)).value == 4
+    (place,) = stream.position
+
+    def go_on() -> list[Any]:
+        return [message.value for message in broker.sync.stream(topic, start=6, limit=2)]
+
+    assert place == Position(topic, 0, 6)
+    assert await asyncio.to_thread(go_on) == [5, 6]
+
+
+async def test_get_takes_one_message_with_a_group_and_without(
+    broker: NatsBroker, theirs: JetStreamContext, topic: str, group: str
+) -> None:
+    await fill(broker, topic, 2)
+    message = await broker.get(topic, group=group, timeout=10)
+    assert message is not None
+    assert message.value == 0
+    (consumer,) = await theirs.consumers_info(topic)
+    await settled(lambda: _has_acknowledged(theirs, topic, consumer.name))
+    assert await broker.get(topic, timeout=0.05) is None
+    with pytest.raises(TopicNotFoundError, match=f"{topic}-no"):
+        await broker.get(f"{topic}-no", timeout=0.05)
+
+
+async def _has_acknowledged(theirs: JetStreamContext, topic: str, consumer: str) -> bool:
+    info = await theirs.consumer_info(topic, consumer)
+    return (info.ack_floor.stream_seq, info.num_pending, info.num_ack_pending) == (1, 1, 0)
