@@ -341,8 +341,9 @@ async def test_get_gives_one_message_with_a_group_and_without(embedded: Broker) 
     assert await embedded.get("orders", group="audit", timeout=0.01) is None
     assert (await embedded.admin.groups.lag("audit", "orders")).total == 0
     waiting = asyncio.create_task(embedded.get("orders", timeout=5))
-    await asyncio.sleep(0.01)
-    await embedded.publish("next", "orders")
+    while not waiting.done():  # whenever it begins to wait
+        await embedded.publish("next", "orders")
+        await asyncio.sleep(0)
     message = await waiting
     assert message is not None
     assert message.value == "next"
