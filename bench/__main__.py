@@ -6,7 +6,7 @@ import platform
 import sys
 from importlib import import_module
 
-TABLES = ("overhead", "imports", "publishing", "consuming", "latency", "blocking", "growth", "services")
+TABLES = ("overhead", "imports", "publishing", "consuming", "latency", "blocking", "growth", "services", "streams")
 
 
 def main() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -219,3 +221,131 @@ async def test_its_position_is_what_comes_next_and_another_stream_goes_on_there(
     async with broker.stream("many", start={p.partition: int(p.offset) for p in places}, limit=3) as stream:
         rest = [message.value async for message in stream]
     assert sorted(read + rest) == list(range(10))
+
+
+async def test_its_position_survives_its_end(broker: Broker) -> None:
+    async with broker.stream("numbers", start="earliest") as stream:
+        for _ in range(3):
+            await anext(stream)
+    assert stream.position == (Position("numbers", 0, 3),)  # although more was read ahead
+    stream = broker.stream("numbers", start="earliest", until=lambda message: message.value == 6)
+    assert await values(stream) == [0, 1, 2, 3, 4, 5]
+    assert stream.position == (Position("numbers", 0, 6),)
+
+
+async def test_a_seek_that_is_refused_leaves_it_where_it_was(broker: Broker) -> None:
+    async with broker.stream("numbers", start="earliest", limit=3) as stream:
+        assert (await anext(stream)).value == 0
+        with pytest.raises(OffsetOutOfRangeError, match="keeps 0 up to, not including, 10"):
+            await stream.seek(99)
+        assert await values(stream) == [1, 2]
+
+
+async def test_a_batch_ends_where_the_stream_ends(broker: Broker) -> None:
+    stream = broker.stream("numbers", start="earliest", until=lambda message: message.value == 6)
+    assert [[message.value for message in batch] async for batch in stream.batches(4)] == [[0, 1, 2, 3], [4, 5]]
+
+
+@pytest.fixture(params=["memory", "local"])
+async def embedded(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Broker]:
+    """A broker of an engine that lives in this process, with ten numbers in two partitions."""
+    url = "memory://" if request.param == "memory" else f"local://{tmp_path}/store?durability=process"
+    async with Broker(url) as broker:
+        await broker.admin.topics.create("orders", partitions=2)
+        await broker.publish_many([Outgoing(n, "orders", partition=n % 2) for n in range(10)])
+        yield broker
+
+
+async def test_a_deleted_topic_ends_who_reads_it(embedded: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headwater.stream.LOOK_AFTER", 0.01)
+    async with embedded.stream("orders", start="earliest") as stream, asyncio.timeout(5):
+        assert len([await anext(stream) for _ in range(10)]) == 10
+        waiting = asyncio.create_task(anext(stream))
+        await asyncio.sleep(0)
+        await embedded.admin.topics.delete("orders")
+        with pytest.raises(TopicNotFoundError, match="orders"):
+            await waiting
+
+
+async def test_a_topic_that_is_made_again_is_read_from_its_beginning(embedded: Broker) -> None:
+    async with embedded.stream("orders", start="earliest") as stream, asyncio.timeout(5):
+        assert len([await anext(stream) for _ in range(10)]) == 10
+        await embedded.admin.topics.delete("orders")
+        await embedded.publish("again", "orders")
+        assert (await anext(stream)).value == "again"
+
+
+async def test_a_reader_of_a_pattern_outlives_the_topics_it_reads(embedded: Broker) -> None:
+    await embedded.publish(1, "orders.eu")
+    async with embedded.stream("orders.{region}", start="earliest") as stream, asyncio.timeout(5):
+        assert (await anext(stream)).value == 1
+        await embedded.admin.topics.delete("orders.eu")
+        await embedded.publish(2, "orders.us")
+        assert (await anext(stream)).value == 2
+
+
+async def test_a_cancelled_stream_gives_its_place_up(embedded: Broker) -> None:
+    async def read() -> None:
+        async with embedded.stream("orders", start="earliest") as stream:
+            async for message in stream:
+                seen.append(message.value)
+
+    tasks, seen = asyncio.all_tasks(), list[int]()
+    readers = [asyncio.create_task(read()) for _ in range(3)]
+    async with asyncio.timeout(5):
+        while len(seen) < 30:
+            await asyncio.sleep(0.001)
+    for reader in readers:
+        reader.cancel()
+    await asyncio.gather(*readers, return_exceptions=True)
+    assert all(reader.cancelled() for reader in readers)
+    assert embedded._streams == set()
+    assert asyncio.all_tasks() <= tasks
+    assert len(await values(embedded.stream("orders", start="earliest", limit=10))) == 10
+
+
+async def test_who_gives_up_waiting_misses_nothing(embedded: Broker) -> None:
+    async with embedded.stream("orders", partitions=[0]) as stream:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(stream), 0.01)
+        await embedded.publish("later", "orders", partition=0)
+        assert (await anext(stream)).value == "later"
+
+
+async def test_streams_beside_each_other_each_see_everything(embedded: Broker) -> None:
+    streams = [embedded.stream("orders", start="earliest", limit=10) for _ in range(3)]
+    for seen in await asyncio.gather(*map(values, streams)):
+        assert sorted(seen) == list(range(10))
+
+
+async def test_a_slow_reader_of_much_takes_little_memory(tmp_path: Path) -> None:
+    async with Broker(f"local://{tmp_path}/store?durability=process") as broker:
+        await broker.admin.topics.create("much", partitions=1)
+        for _ in range(20):
+            await broker.publish_many([Outgoing(b"x" * 10_000, "much") for _ in range(200)])
+        tracemalloc.start()
+        async with broker.stream("much", start="earliest") as stream:
+            total = 0
+            for _ in range(4000):
+                total += len((await anext(stream)).body)
+                await asyncio.sleep(0)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert total == 40_000_000
+    assert most < 12_000_000  # 500 of them are 5 MB
+
+
+async def test_get_gives_one_message_with_a_group_and_without(embedded: Broker) -> None:
+    seen = {message.value for _ in range(10) if (message := await embedded.get("orders", group="audit")) is not None}
+    assert seen == set(range(10))
+    assert await embedded.get("orders", group="audit", timeout=0.01) is None
+    assert (await embedded.admin.groups.lag("audit", "orders")).total == 0
+    waiting = asyncio.create_task(embedded.get("orders", timeout=5))
+    while not waiting.done():  # whenever it begins to wait
+        await embedded.publish("next", "orders")
+        await asyncio.sleep(0)
+    message = await waiting
+    assert message is not None
+    assert message.value == "next"
+    with pytest.raises(TopicNotFoundError, match="ordres"):
+        await embedded.get("ordres")

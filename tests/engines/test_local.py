@@ -28,10 +28,11 @@ from headwater.errors import (
     TopicNameError,
     TopicNotFoundError,
 )
-from headwater.log.store import Run
+from headwater.log.store import Run, Store
 from headwater.message import NO_HEADERS, Headers, Outgoing, Position
 
 from .conftest import OpenShop, Shop, bodies, take
+from .lagging import lag_is_right_under_load
 
 # --- Sending -----------------------------------------------------------------------------------------
 
@@ -600,6 +601,31 @@ async def test_topics_are_declared_described_altered_and_deleted(shop: Shop) -> 
         await shop.engine.declare([Topic("orders"), Topic("bills")], "check")
     await shop.admin.delete_topic("orders")
     assert not await shop.admin.list_topics()
+
+
+async def test_what_administration_says_is_what_the_files_have(shop: Shop) -> None:
+    await shop.engine.declare([Topic("orders", 2, timedelta(days=1))], "create")
+    await shop.put(*range(100), partition=1)
+    topic = await shop.admin.describe_topic("orders")
+    segments = sum(path.stat().st_size for path in shop.path.glob("*.log"))
+    with Store.open(shop.path) as store:  # another reader of the same files
+        entry = store.topic("orders")
+        ends = [(store.earliest(stream), store.latest(stream)) for stream in entry.streams]
+        sizes = store.sizes()
+    assert topic.size == sum(sizes[stream] for stream in entry.streams)
+    assert 100 < topic.size <= segments
+    assert (topic.messages, topic.retention) == (100, timedelta(seconds=entry.retention or 0))
+    assert topic.config["streams"] == ", ".join(map(str, entry.streams))
+    assert (topic.config["store"], topic.config["durability"]) == (str(shop.path), "process")
+    assert [(p.earliest, p.latest) for p in await shop.admin.list_partitions("orders")] == ends
+    with pytest.raises(TopicNotFoundError, match="bills"):
+        await shop.admin.describe_topic("bills")
+
+
+async def test_lag_is_right_under_load(tmp_path: Path) -> None:
+    async with LocalBroker(tmp_path / "store", durability="process", partitions=2) as broker:
+        await broker.declare([Topic("orders")])
+        await lag_is_right_under_load(broker, "orders", "shop", 20_000, behind=0.2)
 
 
 async def test_partitions_only_grow(shop: Shop) -> None:

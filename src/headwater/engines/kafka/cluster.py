@@ -20,7 +20,14 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it says not
     ResourceType,
 )
 
-from ...errors import ConfigurationError, GroupNotFoundError, HeadwaterError, OffsetOutOfRangeError, TopicNotFoundError
+from ...errors import (
+    AuthenticationError,
+    ConfigurationError,
+    GroupNotFoundError,
+    HeadwaterError,
+    OffsetOutOfRangeError,
+    TopicNotFoundError,
+)
 from ...topics import is_pattern, match
 from .offsets import store, stored
 from .records import Place, failure, passes
@@ -71,8 +78,12 @@ class Cluster:
 
     async def topics(self) -> Mapping[str, int]:
         """All topics with how many partitions they have."""
-        found = (await self._metadata()).topics
-        return {name: len(topic.partitions) for name, topic in found.items()}
+        return {name: len(topic.partitions) for name, topic in (await self.layout()).items()}
+
+    async def layout(self) -> Mapping[str, Any]:
+        """All topics with their partitions, as the client library describes them."""
+        found: Mapping[str, Any] = (await self._metadata()).topics
+        return found
 
     async def partitions(self, topics: Collection[str]) -> Mapping[str, int]:
         """How many partitions these topics have, without those that are not there."""
@@ -80,13 +91,18 @@ class Cluster:
         return {topic: count for topic, count in zip(topics, found, strict=True) if count is not None}
 
     async def _count(self, topic: str) -> int | None:
+        try:
+            return len((await self.described(topic)).partitions)
+        except TopicNotFoundError:
+            return None
+
+    async def described(self, topic: str) -> Any:
+        """A topic and its partitions, as the client library describes them. Raises TopicNotFoundError."""
+
         def ask() -> Mapping[str, Future[Any]]:
             return self.client.describe_topics(TopicCollection([topic]), request_timeout=TIMEOUT)
 
-        try:
-            return len((await self._answers(ask, topic))[topic].partitions)
-        except TopicNotFoundError:
-            return None
+        return (await self._answers(ask, topic))[topic]
 
     async def places(self, topics: Sequence[str]) -> list[Place]:
         """The partitions of all topics that these names and patterns match."""
@@ -139,15 +155,13 @@ class Cluster:
 
         await _until(there)
 
-    async def configs(self, topics: Collection[str]) -> Mapping[str, Mapping[str, str]]:
-        """The configuration of topics."""
+    async def configs(self, topics: Collection[str]) -> Mapping[str, Mapping[str, ConfigEntry]]:
+        """The configuration of topics, in Kafka's words."""
         resources = [ConfigResource(ResourceType.TOPIC, name) for name in topics]
         if not resources:
             return {}
         found = await self._answers(lambda: self.client.describe_configs(resources, request_timeout=TIMEOUT))
-        return {
-            resource.name: {name: entry.value for name, entry in entries.items()} for resource, entries in found.items()
-        }
+        return {resource.name: entries for resource, entries in found.items()}
 
     async def configure(self, topic: str, config: Mapping[str, str]) -> None:
         """Set some of a topic's configuration."""
@@ -186,7 +200,8 @@ class Cluster:
         """Make what lies below these unreadable."""
         positions = [TopicPartition(*place, offset) for place, offset in offsets.items()]
         if positions:
-            await self._answers(lambda: self.client.delete_records(positions, request_timeout=TIMEOUT))
+            what = positions[0].topic
+            await self._answers(lambda: self.client.delete_records(positions, request_timeout=TIMEOUT), what)
 
     # Groups
 
@@ -279,6 +294,9 @@ def _refused(error: KafkaError, what: str, address: str) -> HeadwaterError:
         return TopicNotFoundError(what)
     if name == "GROUP_ID_NOT_FOUND":
         return GroupNotFoundError(what)
+    if name.endswith("_AUTHORIZATION_FAILED"):
+        subject = f" on {what!r}" if what else ""
+        return AuthenticationError(address, f"{reason}{subject}: this user needs an ACL that allows it")
     return failure(error, address)
 
 

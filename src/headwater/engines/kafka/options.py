@@ -50,7 +50,8 @@ class Kafka(msgspec.Struct, frozen=True, kw_only=True):
         rebalance: of a subscriber: instead of the broker's.
         session_timeout: of a subscriber, seconds: instead of the broker's.
         replication: of a topic: how many brokers keep it.
-        config: of a topic: its configuration, such as `{"cleanup.policy": "compact"}`; of a subscriber: that of its
+        compact: of a topic: keep the last message of each key; with a retention, that no longer than it says.
+        config: of a topic: its configuration, such as `{"segment.bytes": 1 << 20}`; of a subscriber: that of its
             consumer in the client library. Both in Kafka's own words.
         tombstone: of a message: it has no value at all, and so deletes its key from a compacted topic.
         timestamp: of a message: an aware datetime, instead of the time it is published.
@@ -60,6 +61,7 @@ class Kafka(msgspec.Struct, frozen=True, kw_only=True):
     rebalance: Rebalance | None = None
     session_timeout: float | None = None
     replication: int | None = None
+    compact: bool | None = None
     config: Mapping[str, Any] = {}
     tombstone: bool = False
     timestamp: datetime | None = None

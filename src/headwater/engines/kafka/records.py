@@ -91,12 +91,16 @@ _headers: dict[tuple[tuple[str, bytes | None], ...], Headers] = {}
 def to_messages(records: Sequence[Record], reading: Reading) -> list[Message]:
     """Messages of the partitions that are claimed; what came of others meanwhile is somebody else's."""
     claims, group, found = reading.claims, reading.group, list[Message]()
+    before: tuple[str | None, int | None] = None, None
+    claim: Claim | None = None
     for record in records:
         if record.error() is not None:
             reading.troubled(record)
             continue
         topic, partition = record.topic(), record.partition()
-        claim = claims.get((topic, partition))  # type: ignore[arg-type]  # a message without an error has both
+        if partition != before[1] or topic != before[0]:  # they come in runs
+            before = topic, partition
+            claim = claims.get(before)  # type: ignore[arg-type]  # a message without an error has both
         if claim is None:
             continue
         raw, value = record.headers(), record.value()

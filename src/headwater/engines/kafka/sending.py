@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -242,7 +243,11 @@ class Sender:
 
     def _serve(self) -> None:
         while not self._closing:
-            self.producer.poll(POLL)
+            try:
+                self.producer.poll(POLL)
+            except KafkaException as error:
+                self._error(error.args[0])
+                time.sleep(POLL)  # who may not publish is refused again, and at once
             self._hand_back()
             if self._broken:
                 self._replace()
@@ -258,7 +263,8 @@ class Sender:
         deadline = time.monotonic() + CLOSE_WAIT / 2
         producer.purge()
         while len(producer) and time.monotonic() < deadline:
-            producer.poll(0.05)
+            with suppress(KafkaException):  # what ended it, once more
+                producer.poll(0.05)
         self._hand_back()
 
     def _hand_back(self) -> None:

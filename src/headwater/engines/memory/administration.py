@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,9 @@ from ...admin import (
     named,
 )
 from ...engine import Topic
-from ...errors import ConfigurationError, GroupNotFoundError
+from ...errors import ConfigurationError, GroupNotFoundError, TopicNotFoundError
 from ...topics import is_internal
-from .store import Cursor, Group, MemoryStore, Partition
+from .store import Cursor, Group, MemoryStore, Partition, Place
 
 if TYPE_CHECKING:
     from .engine import MemoryEngine
@@ -47,12 +48,14 @@ class MemoryAdmin:
                 sum(len(record.body) for partition in partitions for record in partition.records),
                 *self._store.retention[name],
                 internal=is_internal(name),
+                replicas=1,
             )
             for name, partitions in self._store.topics.items()
         ]
 
     async def describe_topic(self, name: str) -> TopicInfo:
-        return named(await self.list_topics(), name)
+        found = named(await self.list_topics(), name)
+        return replace(found, config={"store": self._store.name or "private"})
 
     async def create_topic(
         self,
@@ -77,12 +80,16 @@ class MemoryAdmin:
         for group in self._store.groups.values():
             for place in [place for place in group.cursors if place[0] == name]:
                 del group.cursors[place]
-            for member in group.members:
-                member.places = [place for place in member.places if place[0] != name]
+        for reader in self._store.readers:
+            reader.places = [place for place in reader.places if place[0] != name]
+            reader.find_places()
         self._engine.topics_change()
 
     async def purge_topic(self, name: str, before: Mapping[int, int] | datetime | None) -> None:
-        for number, partition in enumerate(self._store.partitions(name)):
+        partitions = self._store.partitions(name)
+        if isinstance(before, Mapping) and (missing := before.keys() - set(range(len(partitions)))):
+            raise TopicNotFoundError(f"{name}[{min(missing)}]", f"it has {len(partitions)} partitions")
+        for number, partition in enumerate(partitions):
             if isinstance(before, datetime):
                 partition.trim(partition.at(before.timestamp()))
             else:
@@ -90,7 +97,7 @@ class MemoryAdmin:
 
     async def list_partitions(self, topic: str) -> Sequence[PartitionInfo]:
         return [
-            PartitionInfo(topic, number, partition.earliest, partition.latest)
+            PartitionInfo(topic, number, partition.earliest, partition.latest, len(partition.records))
             for number, partition in enumerate(self._store.partitions(topic))
         ]
 
@@ -107,7 +114,7 @@ class MemoryAdmin:
                 group.name,
                 tuple(sorted({topic for topic, _ in group.cursors})),
                 tuple(
-                    MemberInfo(str(number), "this process", tuple(member.places))
+                    MemberInfo(str(number), member.source.client, tuple(member.places))
                     for number, member in enumerate(group.members)
                 ),
             )
@@ -121,27 +128,44 @@ class MemoryAdmin:
 
     async def lag(self, group: str, topic: str | None) -> Lag:
         cursors = self._group(group).cursors
-        found = []
-        for (name, number), cursor in sorted(cursors.items()):
-            if topic in (None, name):
-                latest = self._store.topics[name][number].latest
-                todo = latest - cursor.done_up_to - len(cursor.done)
-                found.append(PartitionLag(name, number, cursor.done_up_to, latest, todo))
-        return Lag(group, tuple(found))
+        if topic is not None:
+            self._store.partitions(topic)
+            if all(name != topic for name, _ in cursors):
+                raise GroupNotFoundError(group, topic)
+        return Lag(
+            group,
+            tuple(
+                self._partition_lag((name, number), cursor)
+                for (name, number), cursor in sorted(cursors.items())
+                if topic in (None, name)
+            ),
+        )
+
+    def _partition_lag(self, place: Place, cursor: Cursor) -> PartitionLag:
+        partition = self._store.topics[place[0]][place[1]]
+        due = max(cursor.done_up_to, partition.earliest)  # what was purged is nobody's to do
+        done = sum(1 for offset in cursor.done if offset >= due)
+        return PartitionLag(*place, cursor.done_up_to, partition.latest, partition.latest - due - done)
 
     async def set_offsets(self, group: str, topic: str, offsets: Mapping[int, int]) -> None:
         found = self._group(group)
-        if found.members:
-            raise ConfigurationError(f"group {group!r} has {len(found.members)} live member(s): stop them, then reset")
+        self._store.partitions(topic)
+        self._refuse_while_active(found)
         for number, offset in offsets.items():
             found.cursors.setdefault((topic, number), Cursor(offset)).rewind(offset)
+
+    def _refuse_while_active(self, group: Group) -> None:
+        if group.members:
+            names = ", ".join(sorted({member.source.client for member in group.members}))
+            raise ConfigurationError(
+                f"group {group.name!r} has {len(group.members)} live member(s) ({names}): stop them, then try again"
+            )
 
     async def offsets_at(self, topic: str, moment: datetime) -> Mapping[int, int]:
         return {n: p.at(moment.timestamp()) for n, p in enumerate(self._store.partitions(topic))}
 
     async def delete_group(self, group: str) -> None:
-        if self._group(group).members:
-            raise ConfigurationError(f"group {group!r} has live members: stop them, then delete it")
+        self._refuse_while_active(self._group(group))
         del self._store.groups[group]
 
     async def describe_cluster(self) -> ClusterInfo:

@@ -40,6 +40,8 @@ class MemorySubscription:
         places = [p for p in self._store.places(self.source.topics) if chosen is None or p[1] in chosen]
         if first and isinstance(start, int) and len(places) != 1:
             raise ConfigurationError(f"start={start} needs one partition: give partitions=[n] or start={{n: {start}}}")
+        for gone in self._cursors.keys() - set(places):  # should it be made again, it is another topic
+            del self._cursors[gone]
         for place in places:
             if place not in self._cursors:
                 self._cursors[place] = Cursor(self._engine.resolve(start if first else "earliest", place))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,12 +20,25 @@ from ...admin import (
     PartitionInfo,
     PartitionLag,
     TopicInfo,
-    named,
 )
 from ...engine import Topic
-from ...errors import ConfigurationError, GroupNotFoundError, NotSupportedError
+from ...errors import (
+    ConfigurationError,
+    GroupNotFoundError,
+    HeadwaterError,
+    NotSupportedError,
+    TopicNotFoundError,
+)
 from ...topics import is_internal
-from .consumers import ConsumerInfo, beginning, consumers_of, create_consumer, delete_consumer
+from . import roll
+from .consumers import (
+    ConsumerInfo,
+    beginning,
+    consumers_of,
+    create_consumer,
+    delete_consumer,
+    reset_consumer,
+)
 from .streams import SECOND, StreamInfo, nanoseconds, seconds
 from .subjects import check, schedules_of
 
@@ -32,6 +46,16 @@ if TYPE_CHECKING:
     from .engine import JetStreamEngine
 
 _OPERATIONS: Final = OPERATIONS - {"add_partitions"}
+NEARLY: Final = 0.9  # of a limit
+
+_RESET_SINCE: Final = (2, 14)
+_LIMITS: Final = {
+    "memory": "max_memory",
+    "storage": "max_storage",
+    "streams": "max_streams",
+    "consumers": "max_consumers",
+}
+_DURATIONS: Final = frozenset(("max_age", "duplicate_window", "subject_delete_marker_ttl"))
 
 
 class JetStreamAdmin:
@@ -65,7 +89,12 @@ class JetStreamAdmin:
         return found
 
     async def describe_topic(self, name: str) -> TopicInfo:
-        return named(await self.list_topics(), name)
+        """With the configuration of its stream, which other topics may share."""
+        stream = await self._stream(name)
+        count = (await self._engine.streams.counts(stream.name, name)).get(name, 0)
+        if not count and name not in stream.subjects:  # as the list has it
+            raise TopicNotFoundError(name, f"the stream {stream.name!r} would take it, and has nothing of it")
+        return replace(_topic_info(name, count, stream), config=_told(stream.config))
 
     async def create_topic(
         self,
@@ -105,6 +134,7 @@ class JetStreamAdmin:
         stream = await self._stream(name)
         if isinstance(before, datetime):
             before = await self.offsets_at(name, before)
+        _check_partitions(name, before or {})
         await self._purge(stream, name, None if before is None else before.get(0, 0))
 
     async def _purge(self, stream: StreamInfo, subject: str, before: int | None = None) -> None:
@@ -116,7 +146,9 @@ class JetStreamAdmin:
 
     async def list_partitions(self, topic: str) -> Sequence[PartitionInfo]:
         stream = await self._stream(topic)
-        return [PartitionInfo(topic, 0, stream.earliest, stream.latest)]
+        count = (await self._engine.streams.counts(stream.name, topic)).get(topic, 0)
+        leader, copies = stream.leader, stream.copies
+        return [PartitionInfo(topic, 0, stream.earliest, stream.latest, count, leader, copies)]
 
     async def add_partitions(self, topic: str, total: int) -> None:
         raise NotSupportedError("nats", "add_partitions", "a stream has one")
@@ -155,18 +187,27 @@ class JetStreamAdmin:
         groups: dict[str, list[ConsumerInfo]] = {}
         for _, consumer in await self._consumers():
             groups.setdefault(consumer.group, []).append(consumer)
+        members = await self._members([consumer for consumers in groups.values() for consumer in consumers])
         return [
             GroupInfo(
                 name,
                 tuple(sorted({consumer.topic for consumer in consumers})),
-                tuple(
-                    MemberInfo(consumer.name, f"{consumer.num_waiting} waiting", ((consumer.topic, 0),))
-                    for consumer in consumers
-                    if consumer.num_waiting
-                ),
+                tuple(member for consumer in consumers for member in members[consumer.name]),
             )
             for name, consumers in groups.items()
         ]
+
+    async def _members(self, consumers: Sequence[ConsumerInfo]) -> Mapping[str, list[MemberInfo]]:
+        """Who reads from each: those of ours that answer, else whoever waits there for messages."""
+        answers = await roll.call(self._engine.connection, {consumer.name for consumer in consumers})
+        found: dict[str, list[MemberInfo]] = {}
+        for consumer in consumers:
+            held = ((consumer.topic, 0),)
+            members = [MemberInfo(member.id, member.client, held) for member in answers[consumer.name]]
+            if not members and consumer.num_waiting:
+                members = [MemberInfo(consumer.name, f"{consumer.num_waiting} waiting", held)]
+            found[consumer.name] = members
+        return found
 
     async def lag(self, group: str, topic: str | None) -> Lag:
         return Lag(
@@ -184,24 +225,39 @@ class JetStreamAdmin:
         )
 
     async def set_offsets(self, group: str, topic: str, offsets: Mapping[int, int]) -> None:
-        """A consumer cannot be moved: it is made anew where it is to go on."""
-        for stream, consumer in await self._group(group, topic):
-            self._check_unused(group, consumer)
-            config = {name: value for name, value in consumer.config.items() if not name.startswith("opt_start")}
-            config |= beginning(offsets[0], topic, stream)
-            await delete_consumer(self._engine.api, stream.name, consumer.name)
-            await create_consumer(self._engine.api, stream.name, config, action="create")
+        """Where the server can, a consumer is moved; else it is made anew where it is to go on."""
+        _check_partitions(topic, offsets)
+        found = await self._group(group, topic)
+        await self._refuse_while_active(group, found)
+        for stream, consumer in found if offsets else ():
+            if not await self._moved(stream, consumer, offsets[0]):
+                await self._make_anew(stream, consumer, topic, offsets[0])
+
+    async def _moved(self, stream: StreamInfo, consumer: ConsumerInfo, offset: int) -> bool:
+        if self._engine.connection.version < _RESET_SINCE:
+            return False
+        return await reset_consumer(self._engine.api, stream.name, consumer.name, offset)
+
+    async def _make_anew(self, stream: StreamInfo, consumer: ConsumerInfo, topic: str, offset: int) -> None:
+        config = {name: value for name, value in consumer.config.items() if not name.startswith("opt_start")}
+        config |= beginning(offset, topic, stream)
+        await delete_consumer(self._engine.api, stream.name, consumer.name)
+        await create_consumer(self._engine.api, stream.name, config, action="create")
 
     async def delete_group(self, group: str) -> None:
         found = await self._group(group)
-        for _, consumer in found:
-            self._check_unused(group, consumer)
+        await self._refuse_while_active(group, found)
         for stream, consumer in found:
             await delete_consumer(self._engine.api, stream.name, consumer.name)
 
-    def _check_unused(self, group: str, consumer: ConsumerInfo) -> None:
-        if consumer.num_waiting:
-            raise ConfigurationError(f"group {group!r} has live members on {consumer.topic!r}: stop them first")
+    async def _refuse_while_active(self, group: str, consumers: Sequence[tuple[StreamInfo, ConsumerInfo]]) -> None:
+        found = await self._members([consumer for _, consumer in consumers])
+        members = [member for one in found.values() for member in one]
+        if members:
+            names = ", ".join(sorted({f"{member.client} on {member.partitions[0][0]}" for member in members}))
+            raise ConfigurationError(
+                f"group {group!r} has {len(members)} live member(s) ({names}): stop them, then try again"
+            )
 
     # --- the cluster ----------------------------------------------------------------------------------
 
@@ -214,17 +270,55 @@ class JetStreamAdmin:
         return ClusterInfo("nats", str(info["version"]), tuple(nodes))
 
     async def health(self) -> Health:
-        problems: list[str] = []
-        for stream in await self._engine.streams.all():
-            cluster = stream.cluster or {}
-            if stream.cluster is not None and not cluster.get("leader"):
-                problems.append(f"the stream {stream.name} has no leader")
-            problems += [
-                f"{replica['name']}, which keeps the stream {stream.name}, is away or behind"
-                for replica in cluster.get("replicas") or ()
-                if replica.get("offline") or not replica.get("current")
-            ]
-        return Health(tuple(problems))
+        """Whether it answers, every stream has a leader and its copies in step, and the account has room."""
+        try:
+            streams, account = await self._engine.streams.all(), await self._engine.api.ask("INFO")
+        except HeadwaterError as error:
+            return Health((str(error),))
+        return Health((*_problems_of_account(account), *(text for stream in streams for text in _problems(stream))))
+
+
+def _problems(stream: StreamInfo) -> Iterator[str]:
+    cluster = stream.cluster or {}
+    if stream.cluster is not None and not cluster.get("leader"):
+        yield f"the stream {stream.name} has no leader"
+    for replica in cluster.get("replicas") or ():
+        if replica.get("offline") or not replica.get("current"):
+            yield f"{replica['name']}, which keeps the stream {stream.name}, is away or behind"
+
+
+def _problems_of_account(account: Mapping[str, Any]) -> Iterator[str]:
+    """What JetStream says of us: limits that hold for all, or for each number of copies."""
+    for tier, told in (account.get("tiers") or {"": account}).items():
+        limits = told.get("limits") or {}
+        for kept, limit in _LIMITS.items():
+            if _is_nearly_full(told.get(kept, 0), limits.get(limit, -1)):
+                of = f" for {tier}" if tier else ""
+                yield f"the account has {told[kept]} of {limits[limit]} {kept}{of}: purge, or raise its limit"
+
+
+def _is_nearly_full(kept: int, limit: int) -> bool:
+    return limit > 0 and kept >= limit * NEARLY
+
+
+def _check_partitions(topic: str, offsets: Mapping[int, int]) -> None:
+    for number in offsets.keys() - {0}:
+        raise TopicNotFoundError(f"{topic}[{number}]", "a stream has one partition, 0")
+
+
+def _told(config: Mapping[str, Any]) -> dict[str, str]:
+    """The configuration of a stream as text, without what is not set."""
+    found: dict[str, str] = {}
+    for name, value in sorted(config.items()):
+        if name in _DURATIONS and value:
+            found[name] = f"{value / SECOND:g}s"
+        elif isinstance(value, list):
+            found[name] = ", ".join(map(str, value))
+        elif isinstance(value, dict):
+            found[name] = msgspec.json.encode(value).decode()
+        elif value not in (None, False, "", 0):
+            found[name] = str(value).lower() if isinstance(value, bool) else str(value)
+    return found
 
 
 def _topic_info(name: str, messages: int, stream: StreamInfo) -> TopicInfo:
@@ -237,4 +331,5 @@ def _topic_info(name: str, messages: int, stream: StreamInfo) -> TopicInfo:
         timedelta(seconds=age / SECOND) if age else None,
         size if size > 0 else None,
         is_internal(name),
+        int(stream.config.get("num_replicas", 1)),
     )

@@ -22,6 +22,7 @@ CONSUMER_THERE: Final = 10148  # with another configuration
 NO_MESSAGE: Final = 10037
 TOO_LARGE: Final = 10054
 NO_SCHEDULES: Final = 10188
+NO_RESET: Final = 10204  # to a place before the one where the consumer was made to begin
 NO_JETSTREAM: Final = frozenset((10039, 10076))  # not enabled for the account, or on the server
 
 
@@ -96,7 +97,7 @@ class Api:
 
     async def _once(self, subject: bytes, body: bytes) -> tuple[bytes | None, bytes]:
         client = await self._connection.ready()
-        flight = self._connection.fly(1)
+        flight = self._connection.fly(1, subject.decode())
         try:
             client.write(publication(subject, self._connection.answer_to(flight.first), b"", body))
             await flight.done

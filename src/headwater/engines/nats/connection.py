@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +24,7 @@ ANSWER_WITHIN: Final = 2.0  # seconds a server has for each step of a connection
 FULL: Final = 1 << 20  # bytes not taken by the network yet, after which more has to wait
 _SLOWEST: Final = 5.0  # seconds between two tries to come back
 _REFUSALS: Final = ("authorization violation", "authentication")
+_REFUSED_TO_PUBLISH: Final = re.compile(r'for publish to "([^"]*)"')
 
 
 class LostError(HeadwaterError):
@@ -30,12 +32,12 @@ class LostError(HeadwaterError):
 
 
 class Flight:
-    """Questions that were sent together, until each of them is answered."""
+    """Questions that were sent together, until each of them is answered; with their subject if they share one."""
 
-    __slots__ = ("_left", "answers", "done", "first")
+    __slots__ = ("_left", "answers", "done", "first", "subject")
 
-    def __init__(self, first: int, count: int) -> None:
-        self.first = first
+    def __init__(self, first: int, count: int, subject: str = "") -> None:
+        self.first, self.subject = first, subject
         self.answers: list[tuple[bytes | None, bytes]] = [(None, b"")] * count  # headers and body
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._left = count
@@ -53,9 +55,9 @@ class Flight:
         if not self._left and not self.done.done():
             self.done.set_result(None)
 
-    def fail(self) -> None:
+    def fail(self, error: HeadwaterError | None = None) -> None:
         if not self.done.done():
-            self.done.set_exception(LostError("the connection was lost"))
+            self.done.set_exception(error or LostError("the connection was lost"))
 
 
 class Route:
@@ -147,7 +149,7 @@ class Connection:
         problems: list[str] = []
         login = self._login()
         for host in random.sample(self._hosts, len(self._hosts)):
-            client = Client(self._takers, self._lost, _complain)
+            client = Client(self._takers, self._lost, self._complain)
             try:
                 await client.reach(f"nats://{host}", **login)
                 return client
@@ -239,9 +241,12 @@ class Connection:
 
     # --- questions ------------------------------------------------------------------------------------
 
-    def fly(self, count: int) -> Flight:
-        """A place for the answers to so many questions, to be sent with `answer_to` each. `drop` it when given up."""
-        flight = Flight(self._number, count)
+    def fly(self, count: int, subject: str = "") -> Flight:
+        """A place for the answers to so many questions, to be sent with `answer_to` each. `drop` it when given up.
+
+        With their subject it fails at once if this user may not ask there.
+        """
+        flight = Flight(self._number, count, subject)
         self._flights.update(dict.fromkeys(range(self._number, self._number + count), flight))
         self._number += count
         return flight
@@ -267,6 +272,19 @@ class Connection:
             flight.fail()
         self._flights.clear()
 
+    def _complain(self, error: Exception) -> None:
+        """What the server refuses without ending the connection."""
+        text = str(error)
+        if "permissions violation" not in text.lower():
+            log.debug("nats-py says: %r", error)
+            return
+        log.warning("the server says: %s", error)
+        refused = _REFUSED_TO_PUBLISH.search(text.lower())
+        for flight in {*self._flights.values()} if refused else ():
+            if refused and flight.subject.lower() == refused[1]:
+                reason = f"this user may not publish to {flight.subject}: give it that permission"
+                flight.fail(AuthenticationError(f"nats://{self.settings.address}", reason))
+
     async def flush(self, timeout: float) -> None:
         """Return once the server has taken everything that was written. Raises LostError."""
         client = self.client
@@ -277,14 +295,6 @@ class Connection:
                 await client.ping()
         except (ConnectionResetError, TimeoutError) as error:
             raise LostError(f"nats://{self.settings.address}: {_reason(error)}") from error
-
-
-def _complain(error: Exception) -> None:
-    """What the server refuses without ending the connection."""
-    if "permissions violation" in str(error).lower():
-        log.warning("the server says: %s", error)
-    else:
-        log.debug("nats-py says: %r", error)
 
 
 def _reason(error: BaseException) -> str:

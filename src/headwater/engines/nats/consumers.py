@@ -10,7 +10,7 @@ import msgspec
 
 from ...engine import Source, Start
 from ...errors import ConfigurationError, OffsetOutOfRangeError
-from .api import CONSUMER_THERE, NAME_TAKEN, NO_CONSUMER, NO_MESSAGE, NO_STREAM, Api, JetStreamError
+from .api import CONSUMER_THERE, NAME_TAKEN, NO_CONSUMER, NO_MESSAGE, NO_RESET, NO_STREAM, Api, JetStreamError
 from .connection import log
 from .options import Nats, Settings
 from .streams import StreamInfo, Streams, nanoseconds
@@ -291,6 +291,17 @@ async def create_consumer(api: Api, stream: str, config: Mapping[str, Any], acti
     """Make or change one; with the action "create" one that is there with other settings is refused."""
     question = {"stream_name": stream, "config": config, "action": action}
     await api.ask(f"CONSUMER.CREATE.{stream}.{config['name']}.{config['filter_subject']}", question)
+
+
+async def reset_consumer(api: Api, stream: str, name: str, sequence: int) -> bool:
+    """Have one go on at this sequence number; False where that is not possible: before where it was made to begin."""
+    try:
+        await api.ask(f"CONSUMER.RESET.{stream}.{name}", {"seq": sequence})
+    except JetStreamError as error:
+        if error.code != NO_RESET:
+            raise
+        return False
+    return True
 
 
 async def delete_consumer(api: Api, stream: str, name: str) -> None:

@@ -15,6 +15,7 @@ from ...engine import Source, Start, Topic
 from ...errors import ConfigurationError, HeadwaterError, NotSupportedError, TopicNotFoundError
 from ...message import Message, Outgoing, Position, Receipt
 from ...topics import is_internal, is_pattern, match
+from . import roll
 from .api import NO_STREAM, JetStreamError
 from .connection import Route, log
 from .consumers import Cursor, Durable, Marks, Passing, beginning
@@ -88,13 +89,16 @@ class Place:
                 await connection.unsubscribe(*routes)
 
     def _listen(self) -> list[Route]:
-        """Have the server tell of new streams, for patterns, and of messages that it gives out no longer."""
+        """Hear of new streams, for patterns, of messages that are given out no longer, and of who asks who is here."""
         source, subscribe = self.source, self._connection.subscribe
         routes: list[Route] = []
         if any(map(is_pattern, source.topics)):
             routes += [subscribe(subject, self._streams_changed) for subject in _STREAMS_CHANGE]
-        if source.group is not None and (source.option(Nats) or Nats()).max_deliver > 0:
-            names = [consumer_name(source.group, topic) for topic in source.topics]
+        if source.group is None:
+            return routes
+        names = [consumer_name(source.group, topic) for topic in source.topics]
+        routes += roll.answer(self._connection, names, source.client)
+        if (source.option(Nats) or Nats()).max_deliver > 0:
             routes += [subscribe(_GIVEN_UP + name, self._given_up) for name in names]
         return routes
 

@@ -38,6 +38,17 @@ class StreamInfo(msgspec.Struct):
         return [subject for subject in self.config.get("subjects", ()) if not subject.startswith(LATER)]
 
     @property
+    def leader(self) -> str | None:
+        """The server that leads it, if that is known."""
+        return (self.cluster or {}).get("leader")
+
+    @property
+    def copies(self) -> tuple[str, ...]:
+        """The servers that keep it, as far as they are known."""
+        others = [str(replica["name"]) for replica in (self.cluster or {}).get("replicas") or ()]
+        return tuple(others if self.leader is None else [self.leader, *others])
+
+    @property
     def earliest(self) -> int:
         return max(1, int(self.state["first_seq"]))
 
@@ -93,12 +104,12 @@ class Streams:
     async def info(self, name: str) -> StreamInfo:
         return msgspec.convert(await self._api.ask(f"STREAM.INFO.{name}"), StreamInfo)
 
-    async def counts(self, name: str) -> dict[str, int]:
-        """How many messages a stream has on each subject, without those that wait for their time."""
+    async def counts(self, name: str, subject: str = ">") -> dict[str, int]:
+        """How many messages a stream has on each subject, or on this one, without those that wait for their time."""
         found: dict[str, int] = {}
         seen = 0
         while True:
-            page = await self._api.ask(f"STREAM.INFO.{name}", {"subjects_filter": ">", "offset": seen})
+            page = await self._api.ask(f"STREAM.INFO.{name}", {"subjects_filter": subject, "offset": seen})
             subjects = page["state"].get("subjects") or {}
             seen += len(subjects)
             found |= {subject: count for subject, count in subjects.items() if not subject.startswith(LATER)}

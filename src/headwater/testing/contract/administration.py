@@ -24,6 +24,7 @@ class Administration:
         await broker.publish(1, name)
         info = await topics.describe(name)
         assert (info.name, info.partitions, info.messages) == (name, 1, 1)
+        assert {str} >= {type(word) for setting in info.config.items() for word in setting}
         assert {topic, name} <= {found.name for found in await topics.list()}
         await topics.delete(name)
         assert name not in {found.name for found in await topics.list()}
@@ -87,12 +88,13 @@ class Administration:
             assert await nothing_more(place)
 
     @needs("groups", "settles", "replay", "admin.set_offsets")
-    async def test_a_group_with_a_live_member_is_not_reset(self, broker: Broker, topic: str, group: str) -> None:
-        await broker.publish(1, topic)
+    async def test_a_group_with_a_live_member_is_not_moved(self, broker: Broker, topic: str, group: str) -> None:
+        await broker.publish_many([Outgoing(n, topic) for n in range(3)])
         async with reading(broker, topic, group, start="earliest") as place:
-            await taken(place, 1)
-            with pytest.raises(ConfigurationError, match="live member"):
-                await broker.admin.groups.reset(group, topic, to="latest")
+            await place.ack(await taken(place, 3))
+            with pytest.raises(ConfigurationError, match=f"{group}.* live member.*stop them"):
+                await broker.admin.groups.reset(group, topic, to="earliest")
+        assert await broker.admin.groups.reset(group, topic, to="earliest")
 
     @needs("groups", "settles", "replay", "admin.list_groups", "admin.delete_group")
     async def test_groups_are_listed_and_deleted(self, broker: Broker, topic: str, group: str) -> None:
