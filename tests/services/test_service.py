@@ -160,8 +160,8 @@ async def test_one_that_is_ready_and_ends_at_once_is_not_ready() -> None:
 
 async def test_one_that_is_not_ready_in_time_is_stopped_and_says_what_is_missing() -> None:
     tag = Tag()
-    with pytest.raises(ServiceError, match=r"not ready within 0.2 s: Log\('never'\): no line matched") as raised:
-        async with Service("one", python(FOREVER), ready=Log("up") & Log("never"), ready_timeout=0.2, env=tag.env):
+    with pytest.raises(ServiceError, match=r"not ready within 1 s: Log\('never'\): no line matched") as raised:
+        async with Service("one", python(FOREVER), ready=Log("up") & Log("never"), ready_timeout=1.0, env=tag.env):
             pass
     assert raised.value.exit_code is None
     assert raised.value.lines == ("up",)
