@@ -210,7 +210,7 @@ async def test_a_request_that_is_never_confirmed_ends_in_time() -> None:
     broker = Broker()
     broker.replace_engine(Silent())
     async with broker:
-        with pytest.raises(TimeoutError):
+        with pytest.raises(RequestTimeoutError):
             await broker.request(1, "prices", timeout=0.01)
 
 

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 
 from .engine import Change, Engine, Source, Subscription, Topic
-from .errors import NotConnectedError, RemoteError, RequestTimeoutError
+from .errors import DeliveryUnknownError, NotConnectedError, RemoteError, RequestTimeoutError
 from .message import CORRELATION, DEADLINE, ERROR, REPLY_TO, Headers, Message, Outgoing, Receipt
 from .topics import REPLIES
 
@@ -49,7 +49,10 @@ class Requester:
             deadline = self._engine.clock.time() + timeout
             control = {REPLY_TO: self._topic, CORRELATION: correlation, DEADLINE: f"{deadline:.3f}"}
             outgoing.headers = Headers(outgoing.headers).merged(control)
-            await self._publish(outgoing, timeout)
+            try:
+                await self._publish(outgoing, timeout)
+            except DeliveryUnknownError as error:
+                raise late from error
             answer = await future
         finally:
             timer.cancel()

@@ -66,7 +66,7 @@ class Numbers:
     @asynccontextmanager
     async def flowing(self) -> AsyncIterator[None]:
         """In the end all that was accepted has been handled."""
-        async with self.app, asyncio.timeout(60):
+        async with self.app, asyncio.timeout(100):  # groups come back slowly to a busy server
             publishing = asyncio.create_task(self._publish())
             await settled(lambda: len(self.handled) > 50)
             yield
