@@ -192,6 +192,16 @@ async def test_an_engine_without_administration_says_so() -> None:
             _ = broker.admin
 
 
+async def test_a_reset_of_what_is_not_there_is_refused(broker: Broker) -> None:
+    await broker.get("orders", group="audit")
+    with pytest.raises(ConfigurationError, match="orders has no partition 9: it has 0 to 1"):
+        await broker.admin.groups.reset("audit", "orders", to={0: 1, 9: 1})
+    with pytest.raises(ConfigurationError, match="'17-0' is no offset of memory: they are numbers"):
+        await broker.admin.groups.reset("audit", "orders", to="17-0")
+    with pytest.raises(ConfigurationError, match="is no offset of memory"):
+        await broker.admin.topics.purge("orders", before={0: "17-0"})
+
+
 # --- a set of topics ----------------------------------------------------------------------------------
 
 

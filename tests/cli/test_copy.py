@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pty
+import resource
 import signal
 import subprocess
 import time
@@ -69,8 +70,18 @@ def test_the_next_copy_goes_on_where_the_last_one_ended(shell: Shell, here: Here
     assert len(read(there(shell), "orders")) == 35
 
 
-def test_a_killed_copy_loses_nothing_and_doubles_no_more_than_a_chunk(shell: Shell) -> None:
-    count = 200_000
+@pytest.mark.soak
+def test_a_million_messages_are_copied_in_bounded_memory(shell: Shell) -> None:
+    for _ in range(20):
+        shell.publish(*(Outgoing(b"x" * 100, "orders", key=str(n)) for n in range(50_000)))
+    shell("copy", shell.url, "orders", there(shell))
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 150 << 10  # KiB, of any program so far
+    copied = shell.json("topics", "list", there(shell))
+    assert copied[0]["messages"] == 1_000_000
+
+
+@pytest.mark.parametrize("count", [200_000, pytest.param(1_000_000, marks=pytest.mark.soak)])
+def test_a_killed_copy_loses_nothing_and_doubles_no_more_than_a_chunk(shell: Shell, count: int) -> None:
     fill(shell, count)
     running = shell.start("copy", shell.url, "orders", there(shell))
 

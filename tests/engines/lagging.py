@@ -27,13 +27,15 @@ class Counts:
         return max(count for when, count in self._history if when <= moment or not count)
 
 
-async def lag_is_right_under_load(broker: Broker, topic: str, group: str, total: int, behind: float) -> None:
+async def lag_is_right_under_load(
+    broker: Broker, topic: str, group: str, total: int, behind: float, start: str = "earliest"
+) -> None:
     """Fail if the lag is ever more than it can be, or is not exact at rest.
 
     Acknowledgements may reach the server `behind` seconds after they were made.
     """
     counts = Counts()
-    async with asyncio.timeout(30), reading(broker, topic, group, start="earliest") as place:
+    async with asyncio.timeout(30), reading(broker, topic, group, start=start) as place:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_publish(broker, topic, counts, total))
             tasks.create_task(_handle(place, counts, total // 2))

@@ -42,6 +42,8 @@ from servers.proxy import Proxy
 from servers.rabbit import RabbitServer
 from waiting import until
 
+from .lagging import lag_is_right_under_load
+
 pytestmark = pytest.mark.server
 
 Foreign = aio_pika.abc.AbstractChannel
@@ -465,3 +467,7 @@ def test_one_policy_applies_and_one_that_cannot_be_read_does_not() -> None:
     others = [{**common, "name": "perl", "pattern": "(?|a)", "priority": 9}, {**high, "apply-to": "exchanges"}]
     assert policy_of("orders", [low, high, *others]) == high
     assert policy_of("invoices", [low, high, *others]) is None
+
+
+async def test_lag_is_right_under_load_as_far_as_statistics_are_old(broker: Broker, topic: str) -> None:
+    await lag_is_right_under_load(broker, topic, "shop", 5000, behind=3.0, start="latest")

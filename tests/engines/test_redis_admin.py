@@ -31,6 +31,8 @@ from servers.proxy import Proxy
 from servers.redis import RedisCluster, RedisSentinels, RedisServer, say
 from waiting import until
 
+from .lagging import lag_is_right_under_load
+
 pytestmark = pytest.mark.server
 
 redis = pytest.importorskip("redis.asyncio", reason="other programs are played by redis-py")
@@ -455,3 +457,7 @@ async def test_copies_are_counted() -> None:
     async with RedisSentinels() as servers, RedisBroker(servers.url) as broker:
         await broker.publish(1, "orders")
         assert (await broker.admin.topics.describe("orders")).replicas == 2
+
+
+async def test_lag_is_right_under_load(broker: RedisBroker) -> None:
+    await lag_is_right_under_load(broker, "orders", "shop", 5000, behind=0.2)

@@ -180,19 +180,18 @@ class Groups:
         """Move a group that has no live member; gives partition → offset, and only that with `dry_run`.
 
         `to` is "earliest", "latest", an offset, `{partition: offset}` or an aware datetime; `shift` moves by so many
-        messages instead. Offsets end up within what is kept. Raises NotSupportedError for a shift where offsets are
-        ids, which cannot be counted with.
+        messages instead. Offsets end up within what is kept. Raises ConfigurationError for a partition that is not
+        there, NotSupportedError for a shift where offsets are ids, which cannot be counted with.
         """
         if (to is None) == (shift is None):
             raise ValueError("groups.reset() takes to= or shift=, one of them")
-        partitions = await self._engine.list_partitions(topic)
-        lag = await self.lag(group, topic)
         if shift is not None and self._engine.has_ids:
             raise NotSupportedError(self._engine.name, "a shift", "its offsets are ids: give to=")
-        committed = {p.partition: p.committed for p in lag.partitions}
-        wanted: Mapping[int, int | str] = {}
-        if isinstance(to, datetime):
-            wanted = await self._engine.offsets_at(topic, to)
+        partitions: Sequence[PartitionInfo] = await self._engine.list_partitions(topic)
+        if isinstance(to, Mapping):
+            _check_partitions(topic, partitions, to)
+        committed = {p.partition: p.committed for p in (await self.lag(group, topic)).partitions}
+        wanted = await self._engine.offsets_at(topic, to) if isinstance(to, datetime) else {}
         offsets = dict[int, int | str]()
         for info in partitions:
             here = committed.get(info.partition, info.earliest)
@@ -207,6 +206,12 @@ class Groups:
     async def delete(self, name: str) -> None:
         """Forget a group and its position. Raises GroupNotFoundError, and refuses while it has a live member."""
         await self._engine.delete_group(name)
+
+
+def _check_partitions(topic: str, there: Sequence[PartitionInfo], named: Iterable[int]) -> None:
+    unknown = sorted(set(named) - {info.partition for info in there})
+    if unknown:
+        raise ConfigurationError(f"{topic} has no partition {unknown[0]}: it has 0 to {len(there) - 1}")
 
 
 def _target(
