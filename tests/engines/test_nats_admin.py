@@ -462,5 +462,6 @@ async def test_get_takes_one_message_with_a_group_and_without(
 
 
 async def _has_acknowledged(theirs: JetStreamContext, topic: str, consumer: str) -> bool:
+    """The first of two; the other was not given to anybody yet, or was and came back."""
     info = await theirs.consumer_info(topic, consumer)
-    return (info.ack_floor.stream_seq, info.num_pending, info.num_ack_pending) == (1, 1, 0)
+    return (info.ack_floor.stream_seq, (info.num_pending or 0) + (info.num_ack_pending or 0)) == (1, 1)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
-from ...errors import DeliveryUnknownError, HeadwaterError, PartitionLostError
+from ...errors import DeliveryUnknownError, HeadwaterError, NotConnectedError, PartitionLostError
 from ...message import Outgoing, Receipt
 from .logs import LibraryLog
 from .membership import Membership
@@ -135,8 +135,16 @@ class Transactions:
                 part.answer.set_result(part.receipts)  # type: ignore[arg-type]  # all were delivered
 
     def _transact_as_we_are(self, parts: Sequence[Part]) -> None:
-        """A rebalance that took nothing from us still made us another: ask who we are, and try once more."""
+        """Once more where that is sure to help.
+
+        A rebalance that took nothing from us still made us another: ask who we are. And the purge of a transaction that
+        was aborted may take a message of the next one with it, which never left then.
+        """
         try:
+            self._transact(parts)
+        except NotConnectedError:
+            if self._closing:
+                raise
             self._transact(parts)
         except KafkaException as error:
             if error.args[0].name() not in _GONE or self._dead is not None or self._closing:
