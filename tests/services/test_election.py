@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -207,10 +208,10 @@ async def test_a_callback_that_fails_fails_the_start_as_it_is(tmp_path: Path) ->
 
 
 def test_processes_share_a_place_by_services_folder_and_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     place = place_for(["a", "b"], None)
     assert place == place_for(["b", "a"], None)
-    assert place.parent == tmp_path / "headwater"
+    assert place.parent == tmp_path / f"headwater-{os.getuid()}"
     assert place.parent.stat().st_mode & 0o777 == 0o700
     assert place != place_for(["a"], None)
     monkeypatch.chdir(tmp_path)
@@ -220,8 +221,8 @@ def test_processes_share_a_place_by_services_folder_and_parent(tmp_path: Path, m
 
 
 def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    (tmp_path / "headwater").mkdir(mode=0o755)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / f"headwater-{os.getuid()}").mkdir(mode=0o755)
     with pytest.raises(ConfigurationError, match="not a folder of this user alone"):
         place_for(["a"], None)
 

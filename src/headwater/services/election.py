@@ -9,8 +9,6 @@ import json
 import logging
 import os
 import socket
-import stat
-import tempfile
 import weakref
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from fcntl import LOCK_EX, LOCK_NB, flock
@@ -19,7 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from .. import forks
-from ..errors import ConfigurationError, ServiceError
+from ..errors import ServiceError
+from ..places import private_folder
 
 LONGEST: Final = 1 << 20  # bytes of what an owner says at once
 ABOUT_TO_LISTEN: Final = 0.01  # seconds until an owner that was just elected is asked again
@@ -32,18 +31,7 @@ def place_for(names: Sequence[str], lock: str | os.PathLike[str] | None) -> Path
     if lock is not None:
         return Path(lock)
     about = "\0".join([*sorted(names), os.getcwd(), str(os.getppid())])
-    return _private_folder() / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.lock"
-
-
-def _private_folder() -> Path:
-    """A folder of this user alone: whoever could write there could speak for the owner."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    folder = Path(runtime, "headwater") if runtime else Path(tempfile.gettempdir(), f"headwater-{os.getuid()}")
-    folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise ConfigurationError(f"{folder} is not a folder of this user alone: remove it, or give Services(lock=PATH)")
-    return folder
+    return private_folder() / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.lock"
 
 
 class Election:
