@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ..dead import DeadLetters
 from ..engine import Topic
-from ..errors import ConfigurationError, GroupNotFoundError, NotSupportedError
+from ..errors import ConfigurationError, GroupNotFoundError, NotSupportedError, TopicNotFoundError
 from .engine import OPERATIONS, EngineAdmin
 from .ensuring import TopicChange, ensure
 from .results import ClusterInfo, GroupInfo, Health, Lag, PartitionInfo, TopicInfo
@@ -133,6 +133,7 @@ class Topics:
         """Make the messages below these offsets, or before this time, unreadable; by default all there are."""
         if isinstance(before, Mapping):
             self._engine.check_offsets(before.values())
+            _check_partitions(name, await self._engine.list_partitions(name), before)
         await self._engine.purge_topic(name, before)
 
 
@@ -180,7 +181,7 @@ class Groups:
         """Move a group that has no live member; gives partition → offset, and only that with `dry_run`.
 
         `to` is "earliest", "latest", an offset, `{partition: offset}` or an aware datetime; `shift` moves by so many
-        messages instead. Offsets end up within what is kept. Raises ConfigurationError for a partition that is not
+        messages instead. Offsets end up within what is kept. Raises TopicNotFoundError for a partition that is not
         there, NotSupportedError for a shift where offsets are ids, which cannot be counted with.
         """
         if (to is None) == (shift is None):
@@ -209,9 +210,9 @@ class Groups:
 
 
 def _check_partitions(topic: str, there: Sequence[PartitionInfo], named: Iterable[int]) -> None:
-    unknown = sorted(set(named) - {info.partition for info in there})
-    if unknown:
-        raise ConfigurationError(f"{topic} has no partition {unknown[0]}: it has 0 to {len(there) - 1}")
+    for unknown in sorted(set(named) - {info.partition for info in there}):
+        plural = "" if len(there) == 1 else "s"
+        raise TopicNotFoundError(f"{topic}[{unknown}]", f"it has {len(there)} partition{plural}, from 0 on")
 
 
 def _target(

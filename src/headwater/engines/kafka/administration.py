@@ -21,7 +21,7 @@ from ...admin import (
     PartitionLag,
     TopicInfo,
 )
-from ...errors import ConfigurationError, GroupNotFoundError, HeadwaterError, TopicNotFoundError
+from ...errors import ConfigurationError, GroupNotFoundError, HeadwaterError
 from ...topics import is_internal
 from .options import NOTHING, Kafka
 
@@ -126,8 +126,6 @@ class KafkaAdmin:
             )
         if isinstance(before, Mapping):
             wanted = {(name, number): offset for number, offset in before.items()}
-            for number in before.keys() - set(range(len(places))):
-                raise TopicNotFoundError(f"{name}[{number}]", f"it has {len(places)} partitions")
             latest = await self._cluster.offsets(list(wanted), "latest")
             offsets = {place: min(offset, latest[place]) for place, offset in wanted.items()}
         else:

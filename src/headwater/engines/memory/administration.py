@@ -21,7 +21,7 @@ from ...admin import (
     named,
 )
 from ...engine import Topic
-from ...errors import ConfigurationError, GroupNotFoundError, TopicNotFoundError
+from ...errors import ConfigurationError, GroupNotFoundError
 from ...topics import is_internal
 from .store import Cursor, Group, MemoryStore, Partition, Place
 
@@ -86,10 +86,7 @@ class MemoryAdmin:
         self._engine.topics_change()
 
     async def purge_topic(self, name: str, before: Mapping[int, int] | datetime | None) -> None:
-        partitions = self._store.partitions(name)
-        if isinstance(before, Mapping) and (missing := before.keys() - set(range(len(partitions)))):
-            raise TopicNotFoundError(f"{name}[{min(missing)}]", f"it has {len(partitions)} partitions")
-        for number, partition in enumerate(partitions):
+        for number, partition in enumerate(self._store.partitions(name)):
             if isinstance(before, datetime):
                 partition.trim(partition.at(before.timestamp()))
             else:

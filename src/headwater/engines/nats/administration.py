@@ -134,7 +134,6 @@ class JetStreamAdmin:
         stream = await self._stream(name)
         if isinstance(before, datetime):
             before = await self.offsets_at(name, before)
-        _check_partitions(name, before or {})
         await self._purge(stream, name, None if before is None else before.get(0, 0))
 
     async def _purge(self, stream: StreamInfo, subject: str, before: int | None = None) -> None:
@@ -226,7 +225,6 @@ class JetStreamAdmin:
 
     async def set_offsets(self, group: str, topic: str, offsets: Mapping[int, int]) -> None:
         """Where the server can, a consumer is moved; else it is made anew where it is to go on."""
-        _check_partitions(topic, offsets)
         found = await self._group(group, topic)
         await self._refuse_while_active(group, found)
         for stream, consumer in found if offsets else ():
@@ -299,11 +297,6 @@ def _problems_of_account(account: Mapping[str, Any]) -> Iterator[str]:
 
 def _is_nearly_full(kept: int, limit: int) -> bool:
     return limit > 0 and kept >= limit * NEARLY
-
-
-def _check_partitions(topic: str, offsets: Mapping[int, int]) -> None:
-    for number in offsets.keys() - {0}:
-        raise TopicNotFoundError(f"{topic}[{number}]", "a stream has one partition, 0")
 
 
 def _told(config: Mapping[str, Any]) -> dict[str, str]:

@@ -162,7 +162,7 @@ class StreamAdmin(ChannelAdmin):
         await self._within(self._engine.alter(name, None))
 
     async def purge_topic(self, name: str, before: Mapping[int, Any] | datetime | None) -> None:
-        first = before if before is None else places.at(before) if isinstance(before, datetime) else _only(name, before)
+        first = before if before is None else places.at(before) if isinstance(before, datetime) else _only(before)
         await self._check(name)
         if before is None:
             await self._ask([(name, ("XTRIM", name, "MAXLEN", 0))])
@@ -276,7 +276,7 @@ class StreamAdmin(ChannelAdmin):
 
     async def set_offsets(self, group: str, topic: str, offsets: Mapping[int, Any]) -> None:
         """Have a group begin at an id, with nothing pending: what it had not acknowledged is forgotten."""
-        offset = _only(topic, offsets)
+        offset = _only(offsets)
         stream, info = await self._stream(topic), await self._group(group)
         if topic not in info.topics:
             raise GroupNotFoundError(group, topic)
@@ -366,14 +366,12 @@ def _first(stream: Mapping[str, Any]) -> str | None:
     return None if entry is None else entry[0].decode()
 
 
-def _only(topic: str, offsets: Mapping[int, Any]) -> str | None:
-    """The offset that is meant for the one partition there is. Raises ConfigurationError."""
-    for partition, offset in offsets.items():
-        if partition != 0:
-            raise ConfigurationError(f"{topic!r} has one partition, 0, and not {partition}: a stream is one")
-        if offset != "latest":
-            places.order(offset)
-    return offsets.get(0)
+def _only(offsets: Mapping[int, Any]) -> str | None:
+    """The offset that is meant for the one partition there is. Raises ConfigurationError for what is no id."""
+    offset: str | None = offsets.get(0)
+    if offset not in (None, "latest"):
+        places.order(offset)
+    return offset
 
 
 def _refuse_members(group: GroupInfo, action: str) -> None:
