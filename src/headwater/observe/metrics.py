@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ..app import App
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
+
+    from ..consumer import Running
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -45,41 +48,54 @@ def _registered() -> Any:
     return shared
 
 
+Samples = Iterable[tuple[Sequence[str], float]]  # the values of the labels, and of the metric
+
+
 def _metrics_of(app: App) -> Iterator[Metric]:
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+    name, consuming = app.name, app.consuming
+    workers = [(_where(app, running), running.worker) for running in consuming]
+    routes = [((name, route.handler.name), route) for running in consuming for route in running.consumer.routes]
+    where, handler = ("app", "subscription", "group"), ("app", "handler")
 
-    ready = GaugeMetricFamily("headwater_ready", "1 while the app is ready.", labels=["app"])
-    ready.add_metric([app.name], app.is_ready)
-    yield ready
+    yield _gauge("ready", "1 while the app is ready.", ("app",), [((name,), app.is_ready)])
+    available = [((name, str(broker)), broker.engine.available) for broker in app.brokers]
+    yield _gauge("broker_available", "1 while it can be reached.", ("app", "broker"), available)
+    received = [(labels, worker.received) for labels, worker in workers]
+    yield _counter("messages_received", "Messages taken from the source.", where, received)
+    held = [(labels, worker.held) for labels, worker in workers]
+    yield _gauge("messages_held", "Messages received and not over.", where, held)
+    parked = [(labels, worker.parked) for labels, worker in workers]
+    yield _gauge("messages_parked", "Of these, those that wait to be tried again.", where, parked)
+    failed = [(labels, route.failed) for labels, route in routes]
+    yield _counter("attempts_failed", "Calls of a handler that failed.", handler, failed)
+    gave_up = [(labels, route.gave_up) for labels, route in routes]
+    yield _counter("messages_given_up", "Messages that got no further attempt.", handler, gave_up)
+    steps = [((name, step), seconds) for step, seconds in app.timings.items()]
+    yield _gauge("start_seconds", "What each step of the start took.", ("app", "step"), steps)
 
-    available = GaugeMetricFamily("headwater_broker_available", "1 while it can be reached.", labels=["app", "broker"])
-    for broker in app.brokers:
-        available.add_metric([app.name, str(broker)], broker.engine.available)
-    yield available
 
-    where = ["app", "subscription", "group"]
-    received = CounterMetricFamily("headwater_messages_received", "Messages taken from the source.", labels=where)
-    held = GaugeMetricFamily("headwater_messages_held", "Messages received and not over.", labels=where)
-    parked = GaugeMetricFamily(
-        "headwater_messages_parked", "Of these, those that wait to be tried again.", labels=where
-    )
-    failed = CounterMetricFamily(
-        "headwater_attempts_failed", "Calls of a handler that failed.", labels=["app", "handler"]
-    )
-    gave_up = CounterMetricFamily(
-        "headwater_messages_given_up", "Messages that got no further attempt.", labels=["app", "handler"]
-    )
-    for running in app.consuming:
-        labels = [app.name, ", ".join(running.consumer.topics), running.consumer.group or ""]
-        received.add_metric(labels, running.worker.received)
-        held.add_metric(labels, running.worker.held)
-        parked.add_metric(labels, running.worker.parked)
-        for route in running.consumer.routes:
-            failed.add_metric([app.name, route.handler.name], route.failed)
-            gave_up.add_metric([app.name, route.handler.name], route.gave_up)
-    yield from (received, held, parked, failed, gave_up)
+def _where(app: App, running: Running) -> tuple[str, str, str]:
+    return app.name, ", ".join(running.consumer.topics), running.consumer.group or ""
 
-    steps = GaugeMetricFamily("headwater_start_seconds", "What each step of the start took.", labels=["app", "step"])
-    for step, seconds in app.timings.items():
-        steps.add_metric([app.name, step], seconds)
-    yield steps
+
+def _gauge(name: str, told: str, labels: Sequence[str], samples: Samples) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    return _filled(GaugeMetricFamily(f"headwater_{name}", told, labels=labels), samples)
+
+
+def _counter(name: str, told: str, labels: Sequence[str], samples: Samples) -> Metric:
+    from prometheus_client.core import CounterMetricFamily
+
+    return _filled(CounterMetricFamily(f"headwater_{name}", told, labels=labels), samples)
+
+
+def _filled(family: Any, samples: Samples) -> Metric:
+    """One sample for each set of labels, which several may share: Prometheus takes no two of the same."""
+    totals = defaultdict[tuple[str, ...], float](float)
+    for labels, value in samples:
+        totals[tuple(labels)] += value
+    for labels, value in totals.items():
+        family.add_metric(labels, value)
+    filled: Metric = family
+    return filled
