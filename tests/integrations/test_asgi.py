@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -219,6 +220,34 @@ async def test_prometheus_is_told_what_became_of_messages() -> None:
     assert 'headwater_messages_received_total{app="shop",group="shop",subscription="orders"} 3.0' in text
     assert 'headwater_messages_given_up_total{app="shop",handler="' in text
     assert 'headwater_start_seconds{app="shop",step="connect"}' in text
+
+
+async def test_what_several_share_is_one_sample_for_prometheus() -> None:
+    app = App("shop", broker=["memory://", "memory://"])
+
+    @app.subscriber("orders", broadcast=True)
+    async def one(n: int) -> None: ...
+
+    @app.subscriber("orders", broadcast=True)
+    async def other(n: int) -> None:
+        app.stop()
+
+    app.subscriber("bills")(app.subscriber("letters")(one))
+    async with app.lifespan(None), client_of(app.asgi()) as client:
+        await app.publish(1, "orders")
+        await app.asked_to_stop()
+        lines = (await client.get("/metrics")).text.splitlines()
+    samples = [line.rpartition(" ")[0] for line in lines if line.startswith("headwater_")]
+    assert len(samples) == len(set(samples))
+    assert 'headwater_messages_received_total{app="shop",group="",subscription="orders"} 2.0' in lines
+
+
+async def test_without_prometheus_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    async with client_of(App("shop", broker="memory://").asgi()) as client:
+        answer = await client.get("/metrics")
+    assert answer.status_code == 404
+    assert "pip install 'headwater[metrics]'" in answer.json()["error"]
 
 
 async def test_other_paths_and_methods_are_refused_and_a_mounted_one_answers_too() -> None:

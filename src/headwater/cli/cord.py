@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Final, Self
 
 VARIABLE: Final = "HEADWATER_CORD"  # the worker's file descriptor, in its environment
+PROBES: Final = "HEADWATER_PROBES"  # where a worker answers probes, in its environment: the path of a socket
 MARGIN: Final = 10.0  # seconds a stop may take beyond the app's `graceful_timeout`: hooks, flushing, closing
 
 LOADED, READY, HOPELESS, LISTEN, SERVICES = "loaded", "ready", "hopeless", "listen", "services"

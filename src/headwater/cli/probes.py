@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from ..integrations.asgi import Receive, Scope, Send, respond
+from ..integrations.asgi import LIVE, METRICS, Receive, Scope, Send, path_asked, refuse, respond
 from ..observe.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-VARIABLE: Final = "HEADWATER_PROBES"  # where a worker answers: the path of a socket
 PATIENCE: Final = 2.0  # seconds that a worker has to answer
-MOST: Final = 16 << 20  # bytes of an answer
+HANGS, STARTS = "it does not answer", "it is starting"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a worker said; status 0 if it said nothing in time."""
+    """What a worker said; status 0 if it could not be reached, or said nothing in time."""
 
     status: int
-    body: bytes
+    body: bytes = b""
+    problem: str = ""
 
 
 class AllWorkers:
@@ -51,55 +51,59 @@ class AllWorkers:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        path = scope["path"]
+        path = path_asked(scope)
+        if path is None:
+            await refuse(send, scope)
+            return
         answers = dict(
             zip(self._paths, await asyncio.gather(*(_ask(at, path) for at in self._paths.values())), strict=True)
         )
-        if path.startswith("/health/"):
+        if path == METRICS:
+            await self._give_metrics(send, answers)
+        else:
             await self._give_health(send, path, answers)
-        elif path == "/metrics" and any(answer.status == 200 for answer in answers.values()):
-            texts = {number: answer.body.decode() for number, answer in answers.items() if answer.status == 200}
+
+    async def _give_metrics(self, send: Send, answers: Mapping[int, Answer]) -> None:
+        texts = {number: answer.body.decode() for number, answer in answers.items() if answer.status == 200}
+        refused = next((answer for answer in answers.values() if answer.status), None)
+        if texts:
             await respond(send, 200, _merged(texts), CONTENT_TYPE)
-        else:  # they all say the same
-            said = next((answer for answer in answers.values() if answer.status), None)
-            await respond(send, said.status if said else 503, said.body if said else {"error": "no worker answers"})
+        elif refused is not None:  # they all say the same
+            await respond(send, refused.status, refused.body)
+        else:
+            await respond(send, 503, {"error": "no worker answers"})
 
     async def _give_health(self, send: Send, path: str, answers: Mapping[int, Answer]) -> None:
-        each = {number: _health(answer) for number, answer in answers.items()}
+        each = {str(number): _health(answer) for number, answer in answers.items()}
         live, ready = (all(health[what] for health in each.values()) for what in ("live", "ready"))
         reasons = [f"worker {number}: {reason}" for number, health in each.items() for reason in health["reasons"]]
-        well = live if path == "/health/live" else ready
-        body = {"live": live, "ready": ready, "reasons": reasons, "workers": {str(n): each[n] for n in each}}
-        await respond(send, 200 if well else 503, body)
+        body = {"live": live, "ready": ready, "reasons": reasons, "workers": each}
+        await respond(send, 200 if (live if path == LIVE else ready) else 503, body)
 
 
 def _health(answer: Answer) -> dict[str, Any]:
     """What a worker said of itself. One that cannot be reached is starting; one that does not answer hangs."""
     if answer.status:
-        return dict(msgspec.json.decode(answer.body))
-    hangs = answer.body == b"no answer"
-    return {"live": not hangs, "ready": False, "reasons": ["it does not answer" if hangs else "it is starting"]}
+        with suppress(msgspec.DecodeError):  # it died over its answer
+            return dict(msgspec.json.decode(answer.body))
+    return {"live": answer.problem != HANGS, "ready": False, "reasons": [answer.problem or STARTS]}
 
 
 async def _ask(path: str, what: str) -> Answer:
     """GET something at the socket of a worker."""
     try:
         async with asyncio.timeout(PATIENCE):
-            reader, writer = await asyncio.open_unix_connection(path, limit=MOST)
+            reader, writer = await asyncio.open_unix_connection(path)
             try:
                 writer.write(f"GET {what} HTTP/1.1\r\nhost: worker\r\nconnection: close\r\n\r\n".encode())
-                head, _, body = (await reader.read(MOST)).partition(b"\r\n\r\n")
-                while more := await reader.read(MOST):
-                    body += more
+                head, end, body = (await reader.read()).partition(b"\r\n\r\n")
             finally:
                 writer.close()
-                with suppress(OSError):
-                    await writer.wait_closed()
-        return Answer(int(head.split(b" ", 2)[1]), body)
+        return Answer(int(head.split(b" ", 2)[1]), body) if end else Answer(0, problem=STARTS)  # it died meanwhile
     except TimeoutError:
-        return Answer(0, b"no answer")
-    except (OSError, ValueError, IndexError):
-        return Answer(0, b"")
+        return Answer(0, problem=HANGS)
+    except OSError:
+        return Answer(0, problem=STARTS)
 
 
 def _merged(texts: Mapping[int, str]) -> bytes:

@@ -20,7 +20,7 @@ import typer
 from ..app import APPS, App
 from ..errors import ConfigurationError, HeadwaterError
 from ..observe.logs import JsonFormatter, configure_logging
-from . import cord, probes
+from . import cord
 from .cord import WorkerEnd
 from .output import Failure, tell_failure, unfolded
 from .supervisor import BACKOFF, QUICK_DEATHS, SETTLED, supervise
@@ -160,7 +160,7 @@ def serve(app: App, end: WorkerEnd | None, http: tuple[str, int] | None = None) 
 
 async def _run(app: App, http: tuple[str, int] | None) -> None:
     """Run the app, and answer probes from before it starts until it is stopped: here, or the supervisor."""
-    path = os.environ.pop(probes.VARIABLE, None)
+    path = os.environ.pop(cord.PROBES, None)
     async with AsyncExitStack() as answering:
         if path is not None:
             await answering.enter_async_context(serving(app.asgi(), path=path))

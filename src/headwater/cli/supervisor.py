@@ -18,12 +18,11 @@ from ..errors import MissingExtraError
 from . import cord
 from .cord import SupervisorEnd
 from .output import Failure, tell_failure
-from .probes import VARIABLE as PROBES
-from .probes import AllWorkers
 from .web import listen, serving
 
 if TYPE_CHECKING:
     from ..services import Services
+    from .probes import AllWorkers
 
 Address = tuple[str, int]  # host and port
 
@@ -147,7 +146,7 @@ class Supervisor:
         self._web = web
         self._http = http
         self._listening: socket.socket | None = None  # for all workers, from when the first one asks
-        self._probes = AllWorkers(count)
+        self._probes: AllWorkers | None = None  # where `http` is given
         self._workers: dict[int, Worker] = {}
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()  # another one after each change
@@ -161,9 +160,8 @@ class Supervisor:
             loop.add_signal_handler(wanted, self._on_signal, wanted)
         watching = None if self._watch is None else await self._start_watching(self._watch)
         async with AsyncExitStack() as open_things:
-            open_things.callback(self._probes.close)
             if self._http is not None:
-                await open_things.enter_async_context(serving(self._probes, place=listen(*self._http)))
+                await self._answer_probes(open_things, self._http)
             open_things.push_async_callback(self._stop_services)
             async with asyncio.TaskGroup() as group:
                 for number in range(self._count):
@@ -171,6 +169,13 @@ class Supervisor:
         if watching is not None:
             await watching
         return self._code
+
+    async def _answer_probes(self, open_things: AsyncExitStack, place: Address) -> None:
+        from .probes import AllWorkers  # most have no need of it
+
+        self._probes = AllWorkers(self._count)
+        open_things.callback(self._probes.close)
+        await open_things.enter_async_context(serving(self._probes, place=listen(*place)))
 
     def _listen(self) -> socket.socket | None:
         """The socket of the workers; None, and the end of all, where there can be none."""
@@ -249,7 +254,7 @@ class Supervisor:
                 await self._after_death_while_watching(worker, code, changed)
 
     async def _outlive(self, worker: Worker, changed: asyncio.Event) -> int:
-        probed = {} if self._http is None else {PROBES: self._probes.path_of(worker.number)}
+        probed = {} if self._probes is None else {cord.PROBES: self._probes.path_of(worker.number)}
         await worker.start(self._command, self._variables | probed)
         self._workers[worker.number] = worker
         _log.info("%s is started", worker)

@@ -18,6 +18,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+LIVE, READY, METRICS = "/health/live", "/health/ready", "/metrics"
 STATE: Final = "headwater"  # the app's name in the state of a lifespan, which requests see
 
 
@@ -73,17 +74,14 @@ class Operations:
             await self._answer(scope, send)
 
     async def _answer(self, scope: Scope, send: Send) -> None:
-        path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")  # Litestar's mounts add one
-        if scope["method"] not in ("GET", "HEAD"):
-            await respond(send, 405, {"error": "only GET and HEAD"})
-        elif path in ("/health/live", "/health/ready"):
-            health = self._app.health()
-            well = health.live if path == "/health/live" else health.ready
-            await respond(send, 200 if well else 503, health)
-        elif path == "/metrics":
+        path = path_asked(scope)
+        if path is None:
+            await refuse(send, scope)
+        elif path == METRICS:
             await self._give_metrics(send)
         else:
-            await respond(send, 404, {"error": f"there is no {path or '/'}: /health/live, /health/ready, /metrics"})
+            health = self._app.health()
+            await respond(send, 200 if (health.live if path == LIVE else health.ready) else 503, health)
 
     async def _give_metrics(self, send: Send) -> None:
         text = exposition(self._app)
@@ -91,6 +89,20 @@ class Operations:
             await respond(send, 404, {"error": "prometheus-client is not installed: pip install 'headwater[metrics]'"})
         else:
             await respond(send, 200, text, CONTENT_TYPE)
+
+
+def path_asked(scope: Scope) -> str | None:
+    """Which of the paths for operators is asked for; None for another, or another method than GET and HEAD."""
+    path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")  # Litestar's mounts add one
+    return path if path in (LIVE, READY, METRICS) and scope["method"] in ("GET", "HEAD") else None
+
+
+async def refuse(send: Send, scope: Scope) -> None:
+    """Say what could be asked for instead."""
+    if scope["method"] in ("GET", "HEAD"):
+        await respond(send, 404, {"error": f"there is no {scope['path']}: {LIVE}, {READY}, {METRICS}"})
+    else:
+        await respond(send, 405, {"error": "only GET and HEAD"})
 
 
 async def respond(send: Send, status: int, body: object, content_type: str = "application/json") -> None:
@@ -110,13 +122,14 @@ async def serve_lifespan(
 ) -> None:
     """Live through the two messages of ASGI's lifespan protocol."""
     await receive()
+    step = "startup"
     try:
         async with life as state:
             scope.get("state", {}).update(state)
             await send({"type": "lifespan.startup.complete"})
+            step = "shutdown"
             await receive()
     except BaseException as error:
-        kind = "shutdown" if "state" in locals() else "startup"
-        await send({"type": f"lifespan.{kind}.failed", "message": str(error)})
+        await send({"type": f"lifespan.{step}.failed", "message": str(error)})
         raise
     await send({"type": "lifespan.shutdown.complete"})
