@@ -12,8 +12,10 @@ import time
 from typing import Any
 
 import pytest
+import uvicorn
 
-from headwater import Outgoing
+from headwater import App, Outgoing
+from headwater.cli.web import serve_asgi
 from headwater.errors import MissingExtraError
 
 from .conftest import PATIENCE, Process, Shell
@@ -208,6 +210,20 @@ def test_what_is_neither_is_told_what_was_found_and_what_is_accepted(web: Shell,
     assert said in web("run", target, code=2).stderr
 
 
+def test_a_signal_before_the_server_heeds_any_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = uvicorn.Server.run
+
+    def late(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        run(server, sockets)
+
+    monkeypatch.setattr(uvicorn.Server, "run", late)
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with socket.create_server(("127.0.0.1", 0)) as place:
+        assert serve_asgi(App("shop", broker="memory://").asgi(), place, lambda: None) == signal.SIGTERM
+    assert handlers == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
+
+
 def test_without_uvicorn_its_extra_is_named(web: Shell) -> None:
     web.write("main.py", "import sys\nsys.modules['uvicorn'] = None\n" + API)
     assert str(MissingExtraError("uvicorn", "uvicorn")) in web("run", "main:api", "--port", 0, code=1).stderr
@@ -265,7 +281,8 @@ def test_workers_are_probed_in_one_place(shell: Shell) -> None:
     os.kill(int(pids["1"]), signal.SIGKILL)
     until(port, "/health/ready", 503)
     until(port, "/health/ready", 200)
-    assert ask(port, "/nowhere")[0] == 404
+    assert ask(port, "/nowhere")[0] == ask(port, "/health/other")[0] == 404
+    assert ask(port, "/health/live", "POST")[0] == 405
     running.signal(signal.SIGTERM)
     assert running.wait() == 0
 

@@ -42,7 +42,13 @@ def serve_asgi(asgi: Any, place: socket.socket, on_ready: Callable[[], object]) 
     """
     server = _server(asgi, on_ready, owns_process=True, timeout_graceful_shutdown=int(GRACE))
     stopped_by: list[signal.Signals] = []
-    with _noted(stopped_by):
+
+    def note(number: int, _frame: object) -> None:
+        """A signal before uvicorn heeds them, or what it raises again once it has stopped."""
+        stopped_by.append(signal.Signals(number))
+        server.should_exit = True
+
+    with _handled_by(note):
         try:
             server.run(sockets=[place])
         except SystemExit:  # its lifespan failed, and uvicorn has logged why
@@ -53,15 +59,14 @@ def serve_asgi(asgi: Any, place: socket.socket, on_ready: Callable[[], object]) 
 
 
 @contextmanager
-def _noted(signals: list[signal.Signals]) -> Iterator[None]:
-    """What uvicorn raises again, once it has stopped, is no more than noted."""
-    wanted = (signal.SIGINT, signal.SIGTERM)
-    before = {one: signal.signal(one, lambda number, _: signals.append(signal.Signals(number))) for one in wanted}
+def _handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM are this handler's, where uvicorn does not take them."""
+    before = {one: signal.signal(one, handler) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        for one, previous in before.items():
+            signal.signal(one, previous)
 
 
 @asynccontextmanager
