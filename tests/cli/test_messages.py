@@ -193,6 +193,7 @@ def test_lines_of_a_file_are_published(shell: Shell, here: Here) -> None:
         "published 2 messages to notes\n"
     )
     assert "does not exist" in here("publish", shell.url, "notes", "--file", "nowhere.txt", code=2).err
+    assert "give VALUE, or lines" in here("publish", shell.url, "notes", "1", "--file", "orders.txt", code=2).err
 
 
 def test_what_tail_prints_as_json_can_be_published_again(shell: Shell, here: Here) -> None:

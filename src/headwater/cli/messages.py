@@ -57,6 +57,8 @@ def publish(
 
     What parses as JSON travels as JSON, anything else as text. On a terminal it shows how many and how fast.
     """
+    if value != "-" and (file is not None or json_lines):
+        raise typer.BadParameter("give VALUE, or lines: --file and --json-lines read those")
     headers = read_headers(header or ())
 
     def outgoing(body: bytes) -> Outgoing:
@@ -93,12 +95,9 @@ def publish(
         else:
             write(f"published {counted(count.total, 'message')} to {topic}\n")
 
-    if file is None and not json_lines and value != "-":
-        ask(target, one)
-        return
-    if file is None and sys.stdin.isatty():
+    if value == "-" and file is None and sys.stdin.isatty():
         note("a message a line; Ctrl-D ends")
-    ask(target, lines)
+    ask(target, lines if value == "-" else one)
 
 
 @contextmanager
