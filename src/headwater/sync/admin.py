@@ -108,13 +108,15 @@ class SyncAdmin:
 
     def watch_lag(self, group: str, topic: str | None = None, *, every: float = 2.0) -> Iterator[LagSample]:
         """As `Admin.watch_lag`: a plain iterator."""
-        return self._each("admin.watch_lag", lambda admin: admin.watch_lag(group, topic, every=every))
+        patience = every + self._broker.call_timeout
+        return self._each("admin.watch_lag", lambda admin: admin.watch_lag(group, topic, every=every), patience)
 
     def watch_cluster(self, *, every: float = 5.0) -> Iterator[Health]:
         """As `Admin.watch_cluster`: a plain iterator."""
-        return self._each("admin.watch_cluster", lambda admin: admin.watch_cluster(every=every))
+        return self._each("admin.watch_cluster", lambda admin: admin.watch_cluster(every=every), math.inf)
 
-    def _each(self, method: str, watch: Callable[[Admin], AsyncIterator[T]]) -> Iterator[T]:
+    def _each(self, method: str, watch: Callable[[Admin], AsyncIterator[T]], patience: float) -> Iterator[T]:
+        """What is seen first comes within `call_timeout` seconds, and what follows within `patience`."""
         watching: AsyncIterator[T] | None = None
 
         async def look() -> T:
@@ -122,5 +124,6 @@ class SyncAdmin:
             watching = watching or watch(self._broker.broker.admin)
             return await anext(watching)
 
+        yield self._broker.run(method, look)
         while True:
-            yield self._broker.run(method, look, timeout=math.inf)
+            yield self._broker.run(method, look, timeout=patience)
