@@ -332,8 +332,8 @@ class App:
         """The life of the app inside that of an ASGI application: `FastAPI(lifespan=app.lifespan)`.
 
         Its startup is complete once messages flow; it is stopped when the server ends its lifespan. The state it
-        yields is the app's context. No signal is handled. If the app fails, or stops itself, it is drained and not
-        alive any more (`health`), and a server that handles SIGTERM is sent one.
+        yields is the app's context. No signal is handled. If the app fails, or stops itself, it is drained, and a
+        server that handles SIGTERM is sent one; an app that failed is not alive any more (`health`).
         """
         from .integrations.asgi import lifespan
 

@@ -156,8 +156,10 @@ def _apps_in(module: ModuleType, web: bool) -> list[str]:
     members = vars(module).items()
     names = [name for name, value in members if isinstance(value, App)]
     makers = [name for name, value in members if inspect.isfunction(value) and _makes_app(value)]
-    others = [name for name, value in members if not name.startswith("_") and not inspect.isroutine(value)]
-    return names + makers + [name for name in others if web and is_asgi(getattr(module, name))]
+    others = [
+        name for name, value in members if is_asgi(value) and not (name.startswith("_") or inspect.isroutine(value))
+    ]
+    return names + makers + (others if web else [])
 
 
 def _makes_app(function: Callable[..., Any]) -> bool:

@@ -194,25 +194,14 @@ class SyncBroker:
         return receipts
 
     def _publish_each(self, messages: Sequence[Outgoing], timeout: float) -> Sequence[Receipt]:
-        errors = list[BaseException | None]()
-        receipts = list[Receipt | None]()
-        for delivery in [self._submitted(outgoing, timeout) for outgoing in messages]:
-            error = delivery if isinstance(delivery, HeadwaterError) else None
-            try:
-                receipts.append(None if isinstance(delivery, HeadwaterError) else delivery.result())
-            except HeadwaterError as refused:
-                receipts.append(None)
-                error = refused
-            errors.append(error)
+        """Each by itself, all under way at once: a spill takes them one by one."""
+        deliveries = [_outcome(self._submit, outgoing, timeout) for outgoing in messages]
+        outcomes = [one if isinstance(one, HeadwaterError) else _outcome(one.result) for one in deliveries]
+        receipts = [None if isinstance(one, HeadwaterError) else one for one in outcomes]
+        errors = [one if isinstance(one, HeadwaterError) else None for one in outcomes]
         if any(errors):
             raise PublishError(receipts, errors)
         return [receipt for receipt in receipts if receipt is not None]
-
-    def _submitted(self, outgoing: Outgoing, timeout: float) -> DeliveryFuture | HeadwaterError:
-        try:
-            return self._submit(outgoing, timeout)
-        except HeadwaterError as error:
-            return error
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Wait until all that was published is settled; False if `timeout` seconds were not enough."""
@@ -347,6 +336,14 @@ class SyncBroker:
 
     def __repr__(self) -> str:
         return f"SyncBroker({self.broker})"
+
+
+def _outcome(call: Callable[P, T], /, *arguments: P.args, **keywords: P.kwargs) -> T | HeadwaterError:
+    """What the call gives, or raises."""
+    try:
+        return call(*arguments, **keywords)
+    except HeadwaterError as error:
+        return error
 
 
 async def _nothing(_rest: float) -> None:
