@@ -37,7 +37,7 @@ def _open_things() -> Counter[str]:
 @pytest.fixture(autouse=True)
 def nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves a thread or a file open, besides the one loop thread that a process keeps."""
-    for name in {"url", "nats_server", "redis_server"} & set(request.fixturenames):
+    for name in {"url", "server_url", "nats_server", "redis_server"} & set(request.fixturenames):
         request.getfixturevalue(name)  # a server that is first started by this test stays
     SHARED.mailbox.submit(_nothing).result(5)
     before = _open_things()
@@ -65,6 +65,13 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"local://{tmp_path}/data?durability=process"
     server: str = request.getfixturevalue(f"{request.param}_server").url
     return server
+
+
+@pytest.fixture(params=["kafka", "mosquitto", "nats", "rabbit", "redis"])
+def server_url(request: pytest.FixtureRequest) -> str:
+    """The URL of each real server in turn."""
+    url: str = request.getfixturevalue(f"{request.param}_server").url
+    return url
 
 
 @pytest.fixture
