@@ -23,6 +23,7 @@ FLOORS = [
     ("depends", "handler", "results", "settle", "worker", "router", "consumer", "publisher", "replies", "stream"),
     ("admin", "dead", "broker"),
     ("log", "engines"),
+    ("wiring",),
     ("app", "services", "middleware", "observe", "sync"),
     ("__init__", "testing", "asyncapi", "integrations", "cli", "console", "__main__"),
 ]

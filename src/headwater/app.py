@@ -11,25 +11,23 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from enum import Enum
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, ParamSpec, Protocol, Self, TypeVar
 from weakref import WeakSet
 
-import msgspec
-
-from .broker import BROKERS, Broker
+from .broker import Broker
 from .consumer import Consumer, Running, check_apart, consumers_of
-from .depends import Environment, name_of
+from .depends import Environment
 from .engine import DeclareMode, Topic
 from .errors import AuthenticationError, ConfigurationError, ConnectError, NoBrokerError
 from .handler import Call, Handler, Middleware
 from .message import Message
 from .retry import Retry
-from .router import Router, publishers_of, refuse
-from .topics import is_pattern
+from .router import Router
+from .wiring import Wired, check, topics_of, wire
 
 if TYPE_CHECKING:
     from .admin import Admin
@@ -162,7 +160,7 @@ class App:
         self._running: AsyncExitStack | None = None
         self.phase = Phase.STOPPED
         self.consuming: list[Running] = []
-        self._consumers: list[tuple[Broker, Consumer]] = []
+        self._consumers: list[Wired] = []
         self._stopping: asyncio.Event | None = None
         self.failure: BaseException | None = None
         """What the app was stopped for, if it failed."""
@@ -278,7 +276,7 @@ class App:
             await self._timed("on_startup", self._call_hooks(self._on_startup))
             started.push_async_callback(self._call_all, self._after_shutdown)
             await self._timed("broker", self._choose_brokers())
-            self._consumers = self._resolve()
+            self._consumers = wire(self.name, self.router, self._brokers, self.logger)
             self.compile()
             started.push_async_callback(self._close_brokers)
             if self._startup == "background":
@@ -475,57 +473,6 @@ class App:
         """Whether handlers run in this process."""
         return self.consume and os.environ.get("HEADWATER_CONSUME", "1") != "0"
 
-    def _resolve(self) -> list[tuple[Broker, Consumer]]:
-        """The consumers of every broker, checked against its engine before anything is connected."""
-        gathered = [(broker, *self._router_of(broker).gather()) for broker in self._brokers]
-        strays = [
-            (function, msgspec.structs.replace(publisher, broker=broker))
-            for broker, _, homeless in gathered
-            for function, publisher in homeless
-        ]
-        subscribing = {subscriber.function for _, declared, _ in gathered for subscriber, _ in declared}
-        for function, publisher in strays:
-            if function not in subscribing:
-                refuse(function, publisher)
-        self._name_strangers(subscribing)
-        found = []
-        for broker, declared, _ in gathered:
-            whole = [(subscriber, (*own, *publishers_of(subscriber, strays))) for subscriber, own in declared]
-            for consumer in consumers_of(self.name, whole):
-                self._check_destinations(consumer)
-                consumer.check(broker.engine)
-                found.append((broker, consumer))
-        return found
-
-    def _name_strangers(self, subscribing: Set[Hook]) -> None:
-        """Warn of results that go nowhere: their publisher is on a broker that is not this app's.
-
-        No error: another app of this process may use the same functions with brokers of its own.
-        """
-        for broker in BROKERS - set(self._brokers):
-            for function, publisher in broker.router.gather()[1]:
-                if function in subscribing:
-                    text = "%s does not publish to %r on %s, which is none of this app's brokers"
-                    self.logger.warning(text, name_of(function), publisher.topic, broker)
-
-    def _router_of(self, broker: Broker) -> Router:
-        """All that is declared for a broker: on itself, and on the app if it is the first."""
-        of_broker = Router(middleware=self.router.middleware, dependencies=self.router.dependencies)
-        of_broker.include_router(broker.router)
-        router = Router()
-        router.include_router(of_broker)
-        if broker is self.broker:
-            router.include_router(self.router)
-        return router
-
-    def _check_destinations(self, consumer: Consumer) -> None:
-        for broker, topic in consumer.destinations():
-            if broker is not None and broker not in self._brokers:
-                raise ConfigurationError(
-                    f"{consumer.name} sends to {topic.name!r} on {broker}, which is none of the app's brokers: give "
-                    f"App(..., broker=[...]) both"
-                )
-
     def compile(self) -> None:
         """Resolve the handlers' signatures; again after a dependency was overridden."""
         watch = None if self.watcher is None else self.watcher.watch_call
@@ -577,23 +524,9 @@ class App:
     async def _declare_topics(self) -> None:
         for index, broker in enumerate(self._brokers):
             topics = {topic.name: topic for topic in self.topics} if index == 0 else {}
-            for topic in self._topics_of(broker, self._consumers):
+            for topic in topics_of(broker, self._consumers):
                 topics.setdefault(topic.name, topic)
             await broker.declare(list(topics.values()), self._declare)
-
-    def _topics_of(self, broker: Broker, consumers: Sequence[tuple[Broker, Consumer]]) -> list[Topic]:
-        """The topics on a broker that these consumers read and publish to, with the options of who named them first."""
-        named = list[Topic]()
-        for owner, consumer in consumers:
-            if owner is broker:
-                source = consumer.source(consumer.check(broker.engine))
-                named += [Topic(name, options=source.options) for name in source.topics]
-            named += [topic for place, topic in consumer.destinations() if (place or owner) is broker]
-        found = dict[str, Topic]()
-        for topic in named:
-            if not is_pattern(topic.name):
-                found.setdefault(topic.name, topic)
-        return list(found.values())
 
     async def _consume(self) -> None:
         if self.consumes:
@@ -631,12 +564,11 @@ class App:
         check_apart(
             [consumer, *(running.consumer for running in self.consuming if running.engine is self.broker.engine)]
         )
-        self._check_destinations(consumer)
-        consumer.check(self.broker.engine)
+        check(consumer, self.broker, self._brokers)
         watch = None if self.watcher is None else self.watcher.watch_call
         consumer.compile(self._environment(self.broker), self.broker.send, watch)
         for broker in self._brokers:
-            if named := self._topics_of(broker, [(self.broker, consumer)]):
+            if named := topics_of(broker, [(self.broker, consumer)]):
                 await broker.declare(named, self._declare)
         running = await self._start_consumer(self.broker, consumer)
         self.consuming.append(running)
