@@ -11,13 +11,14 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from fcntl import LOCK_EX, flock
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from headwater.errors import ConfigurationError
-from headwater.services import Log, Service, Services
+from headwater.errors import ConfigurationError, ServiceError
+from headwater.services import Log, Service, Services, election
 from headwater.services.election import place_for
 from servers.process import free_ports
 from waiting import until
@@ -192,6 +193,16 @@ async def test_an_owner_that_is_cancelled_while_it_starts_leaves_nothing(tmp_pat
         await start
     assert not tag.alive()
     assert not list(tmp_path.iterdir())
+
+
+async def test_a_lock_that_somebody_else_has_for_something_else_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(election, "LISTENS_WITHIN", 0.1)
+    with (tmp_path / "lock").open("w") as file:
+        flock(file, LOCK_EX)
+        with pytest.raises(ServiceError, match=r"does not listen; give Services\(lock=\) another path"):
+            await Services(Service("one", python(FOREVER)), lock=tmp_path / "lock").start()
 
 
 async def test_a_lock_that_cannot_be_made_is_an_error() -> None:

@@ -9,11 +9,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from headwater.errors import ServiceError
-from headwater.services import Always, Log, Service, State, Stop
+from headwater.services import Always, Log, Service, State, Stop, process, run
 from waiting import until
 
 from .children import DEAF, FOREVER, STRAY, Tag, parent_of, python, state
@@ -140,3 +141,14 @@ async def test_ctrl_c_in_our_terminal_is_no_business_of_a_service() -> None:
     async with Service("one", python(FOREVER), ready=Log("up")) as service:
         assert service.pid is not None
         assert os.getpgid(parent_of(service.pid)) not in (os.getpgid(0), os.getpgid(service.pid))
+
+
+async def test_a_program_that_is_never_executed_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tag, stuck = Tag(), tmp_path / "stuck.py"
+    stuck.write_text("import signal\nwhile True: signal.pause()")
+    monkeypatch.setattr(process, "GUARD", str(stuck))
+    monkeypatch.setattr(process, "MARGIN", 0.1)
+    monkeypatch.setattr(run, "BEGINS_WITHIN", 0.3)
+    with pytest.raises(ServiceError, match=r"was not executed within 0\.3 s"):
+        await Service("one", python(FOREVER), env=tag.env).start()
+    assert not tag.alive()

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import socket
+import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from fcntl import LOCK_EX, LOCK_NB, flock
@@ -22,6 +23,7 @@ from ..places import private_folder
 
 LONGEST: Final = 1 << 20  # bytes of what an owner says at once
 ABOUT_TO_LISTEN: Final = 0.01  # seconds until an owner that was just elected is asked again
+LISTENS_WITHIN: Final = 10.0  # seconds after which who holds the lock, and does not listen, is none of ours
 
 _log = logging.getLogger("headwater.service")
 
@@ -52,6 +54,7 @@ class Election:
         self._path = lock
         self._start, self._stop, self._exported, self._fail = start, stop, exported, fail
         self._followers: set[socket.socket] = set()
+        self._unheard_since: float | None = None  # on the monotonic clock: the lock is held, and nobody listens
         self._held: weakref.WeakSet[FileIO | socket.socket] = weakref.WeakSet()
         forks.watch(self)
         self._owns_ready = False
@@ -192,8 +195,9 @@ class Election:
         try:
             reader, writer = await asyncio.open_unix_connection(self._path.with_suffix(".sock"), limit=LONGEST)
         except (FileNotFoundError, ConnectionRefusedError):
-            await asyncio.sleep(ABOUT_TO_LISTEN)
+            await self._give_time_to_listen()
             return
+        self._unheard_since = None
         exported: Mapping[str, str] = {}
         try:
             while line := await _line_of(reader):
@@ -209,6 +213,16 @@ class Election:
                 os.environ.pop(name, None)
         if self._ready.done():
             _log.info("the process that held the services is gone: another takes over")
+
+    async def _give_time_to_listen(self) -> None:
+        """An owner that was just elected is about to. Raises ServiceError for a lock that is somebody else's."""
+        now = time.monotonic()
+        if self._unheard_since is None:
+            self._unheard_since = now
+        if now - self._unheard_since > LISTENS_WITHIN:
+            reason = f"cannot be shared: who has locked {self._path} does not listen; give Services(lock=) another path"
+            raise ServiceError(self._path.stem, reason)
+        await asyncio.sleep(ABOUT_TO_LISTEN)
 
 
 async def _line_of(reader: asyncio.StreamReader) -> bytes:

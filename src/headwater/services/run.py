@@ -8,7 +8,7 @@ import errno
 import logging
 import os
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ServiceError
 from .output import Level, Output
@@ -18,6 +18,8 @@ from .readiness import NotReadyError, Probe, Start, Watch, as_probe
 
 if TYPE_CHECKING:
     from .service import Service
+
+BEGINS_WITHIN: Final = 30.0  # seconds for a program to be executed, from whatever disk; a hundredth is usual
 
 _log = logging.getLogger("headwater.service")
 
@@ -57,7 +59,10 @@ class Run:
 
     async def _execute(self) -> None:
         try:
-            self.output.read(await self.process.start())
+            async with asyncio.timeout(BEGINS_WITHIN):
+                self.output.read(await self.process.start())
+        except TimeoutError as error:
+            raise self.error(f"cannot be started: it was not executed within {BEGINS_WITHIN:g} s") from error
         except OSError as error:
             raise self.error(f"cannot be started: {_refusal(error, self._command)}") from error
         finally:
