@@ -150,14 +150,46 @@ async def test_closing_tells_who_still_waits(monkeypatch: pytest.MonkeyPatch, sl
     await broker.connect()
     waiting = asyncio.create_task(broker.publish(1, "orders", timeout=60))
     await asyncio.sleep(0)
-
-    async def impatient(timeout: float = 10.0) -> bool:
-        return False
-
-    monkeypatch.setattr(broker, "flush", impatient)
+    monkeypatch.setattr("headwater.broker.DRAIN", 0.01)
     await broker.close()
     with pytest.raises(DeliveryUnknownError):
         await waiting
+
+
+@either_slow
+async def test_what_is_published_while_it_closes_is_refused_and_not_cut_off(slow: type[Slow]) -> None:
+    engine = slow()
+    broker = on(engine)
+    await broker.connect()
+    before = asyncio.create_task(broker.publish(1, "orders"))
+    await until(lambda: engine.sends == [1])
+    closing = asyncio.create_task(broker.close())
+    await asyncio.sleep(0)
+    with pytest.raises(NotConnectedError):
+        await broker.publish(2, "orders")
+    engine.answering.set()
+    await closing
+    assert (await before).topic == "orders"
+    assert engine.sends == [1]
+
+
+@either_slow
+async def test_flushing_waits_for_what_was_published_before_and_no_longer(slow: type[Slow]) -> None:
+    engine = slow()
+    async with on(engine) as broker:
+        before = asyncio.create_task(broker.publish(1, "orders"))
+        await until(lambda: engine.sends == [1])
+        flushing = asyncio.create_task(broker.flush())
+        after = asyncio.create_task(broker.publish(2, "orders"))
+        await until(lambda: engine.sends == [1, 1])
+        engine.answering.set()
+        engine.answering.clear()  # who comes now waits on
+        last = asyncio.create_task(broker.publish(3, "orders"))
+        assert await flushing
+        assert before.done()
+        assert not last.done()
+        engine.answering.set()
+        await asyncio.gather(before, after, last)
 
 
 @either_slow

@@ -500,7 +500,7 @@ class App:
         for broker in self._brokers:
             for tries in itertools.count(1):
                 try:
-                    await broker.connect()
+                    await broker.reach()
                     break
                 except ConnectError as error:
                     delay = _RECONNECT.delay(tries)

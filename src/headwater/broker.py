@@ -139,6 +139,14 @@ class Broker:
         It serves one loop at a time. From another loop, such as that of its blocking face, it moves to this one: what
         was published there is confirmed first.
         """
+        try:
+            await self.reach()
+        finally:
+            if self._outbox is None and self._reaching is None and self.loop is asyncio.get_running_loop():
+                self._move(None)
+
+    async def reach(self) -> None:
+        """As `connect`, but it stays this loop's although it fails, for who tries again: its blocking face waits."""
         here = asyncio.get_running_loop()
         await self._move_to(here)
         while self._reaching is not None:
@@ -155,8 +163,6 @@ class Broker:
             raise
         finally:
             self._reaching = None
-            if self._outbox is None and self.loop is here:
-                self._move(None)
 
     async def _reach(self) -> None:
         try:
@@ -193,13 +199,11 @@ class Broker:
             connection = self._detach()
         await self._leave_from(before, connection)
 
-    async def _leave_from(
-        self, loop: asyncio.AbstractEventLoop | None, connection: _Connection, drain: float = DRAIN
-    ) -> None:
+    async def _leave_from(self, loop: asyncio.AbstractEventLoop | None, connection: _Connection) -> None:
         if loop is None or loop is asyncio.get_running_loop():
-            await self._leave(connection, drain)
+            await self._leave(connection)
         elif loop.is_running():
-            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._leave(connection, drain), loop))
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._leave(connection), loop))
         else:
             self._renew_engine()  # that loop is gone, with all that the engine had there
 
@@ -241,26 +245,21 @@ class Broker:
     async def close(self) -> None:
         """Confirm what was published, close streams, leave the server. Idempotent."""
         try:
-            is_here = self.loop is asyncio.get_running_loop()
-            if is_here:
-                await self.flush()
-            with self._home:
+            with self._home:  # what is published from now on is refused, or waits for another loop
                 loop, connection = self.loop, self._detach()
-            await self._leave_from(loop, connection, drain=0.0 if is_here else DRAIN)
+            await self._leave_from(loop, connection)
         finally:
             self._move(None)
 
-    async def _leave(self, connection: _Connection, drain: float) -> None:
+    async def _leave(self, connection: _Connection) -> None:
         outbox, requester = connection
         async with AsyncExitStack() as closing:  # from the last line to the first, each although one before it fails
             if self._engine is not None:
                 closing.push_async_callback(self._engine.close)
-            if outbox is not None:
-                closing.push_async_callback(outbox.close)
             if requester is not None:
                 closing.push_async_callback(requester.close)
             if outbox is not None:
-                closing.push_async_callback(outbox.drain, drain)
+                closing.push_async_callback(outbox.close, DRAIN)
             for stream in list(self._streams):
                 closing.push_async_callback(stream.close)
             if self._reaching is not None:
@@ -405,12 +404,13 @@ class Broker:
         return bool(self._middleware)
 
     async def _put(self, outgoing: Outgoing, timeout: float = 10.0) -> Receipt:
-        if self._outbox is None:
+        outbox = self._outbox
+        if outbox is None:
             raise NotConnectedError(str(self))
         encode(outgoing, self.codec)
-        if self._outbox.full:
-            await self._outbox.room(timeout, outgoing.topic)
-        return await self._outbox.publish(outgoing, timeout)
+        if outbox.full:
+            await outbox.room(timeout, outgoing.topic)
+        return await outbox.publish(outgoing, timeout)
 
     async def deliver(self, outgoing: Outgoing, timeout: float) -> Receipt:
         """Publish a message, through the publish middleware."""
@@ -420,11 +420,12 @@ class Broker:
         if confirm:
             return await self.deliver(outgoing, timeout)
         for ready in await self.prepare([outgoing]):
-            if self._outbox is None:
+            outbox = self._outbox
+            if outbox is None:
                 raise NotConnectedError(str(self))
-            if self._outbox.full:
-                await self._outbox.room(timeout, ready.topic)
-            self._outbox.publish(ready, timeout).add_done_callback(_ignore_result)
+            if outbox.full:
+                await outbox.room(timeout, ready.topic)
+            outbox.publish(ready, timeout).add_done_callback(_ignore_result)
         return Receipt(outgoing.topic, time=self.engine.clock.time())
 
     async def request(

@@ -198,14 +198,18 @@ class Outbox:
                 sending.cancel()
 
     async def drain(self, timeout: float) -> bool:
-        """Wait until everything is confirmed; False if `timeout` seconds were not enough."""
+        """Wait until what was put before is confirmed; False if `timeout` seconds were not enough."""
         self.flush()
-        if self._sends:
-            await asyncio.wait(self._sends, timeout=timeout)
-        return not self.busy
+        if not self._sends:
+            return True
+        _, late = await asyncio.wait(list(self._sends), timeout=timeout)
+        return not late
 
-    async def close(self) -> None:
-        """Give up what is not confirmed; who waits for it gets DeliveryUnknownError."""
+    async def close(self, timeout: float) -> None:
+        """Wait until everything is confirmed; who waits for what is left after that gets DeliveryUnknownError."""
+        deadline = self._loop.time() + timeout
+        while self.busy and (rest := deadline - self._loop.time()) > 0:
+            await self.drain(rest)
         await asyncio.sleep(0)  # one that has not begun could tell nobody
         sends = list(self._sends)
         for sending in sends:

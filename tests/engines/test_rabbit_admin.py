@@ -112,8 +112,13 @@ async def test_a_stream_has_its_retention_its_copies_and_its_messages(
     (partition,) = await broker.admin.partitions.list(topic)
     assert (partition.earliest, partition.latest, partition.messages) == (0, 5, 5)
     path = f"queues/%2F/{topic}"
-    await until(lambda: api(rabbit_server, "GET", path).get("messages") == 5, within=20)
-    told = api(rabbit_server, "GET", path)
+    told: dict[str, Any] = {}
+
+    def are_told() -> bool:  # its statistics come piece by piece
+        told.update(api(rabbit_server, "GET", path))
+        return told.get("messages") == 5 and "members" in told
+
+    await until(are_told, within=20)
     info = await broker.admin.topics.describe(topic)
     assert (info.messages, info.replicas) == (5, 1)
     assert (info.retention, info.retention_bytes) == (timedelta(hours=2), 10**9)

@@ -14,7 +14,7 @@ from headwater.sync import SyncStream
 from headwater.sync.admin import SyncAdmin, SyncCluster, SyncDeadLetters, SyncGroups, SyncPartitions, SyncTopics
 
 # Of a Broker, what is the framework's own, and not for users.
-INTERNAL = {"send", "prepare", "deliver"}
+INTERNAL = {"send", "prepare", "deliver", "reach"}
 PARTS = [
     (Topics, SyncTopics),
     (Partitions, SyncPartitions),
