@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from .depends import Key as Key
     from .depends import Path as Path
     from .engine import Topic as Topic
+    from .engines.fluvio import Fluvio as Fluvio
+    from .engines.fluvio import FluvioBroker as FluvioBroker
+    from .engines.fluvio import SmartModules as SmartModules
     from .engines.kafka import Kafka as Kafka
     from .engines.kafka import KafkaBroker as KafkaBroker
     from .engines.local import LocalBroker as LocalBroker
@@ -138,6 +141,11 @@ _HOMES = {
         "Path",
     ),
     "engine": ("Topic",),
+    "engines.fluvio": (
+        "Fluvio",
+        "FluvioBroker",
+        "SmartModules",
+    ),
     "engines.kafka": (
         "Kafka",
         "KafkaBroker",

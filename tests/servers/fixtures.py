@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -47,11 +47,20 @@ def _share(engine: str) -> Iterator[Any]:
         del _shared[engine]
 
 
-def _leave_out(engine: str, reason: str) -> None:
-    if REQUIRED == "all" or engine in REQUIRED.split(","):
+def _leave_out(engine: str, reason: str) -> NoReturn:
+    if (REQUIRED == "all" and engine in ENGINES) or engine in REQUIRED.split(","):
         pytest.fail(f"HEADWATER_REQUIRE_ENGINES wants {engine}, but {reason}", pytrace=False)
     _left_out[engine] = reason
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def fluvio_endpoint() -> str:
+    """`host:port` of a Fluvio cluster's controller: no package registry has its server, so it is somebody's own."""
+    endpoint = os.environ.get("FLUVIO_ENDPOINT")
+    if not endpoint:
+        _leave_out("fluvio", "there is no Fluvio cluster: name its controller with FLUVIO_ENDPOINT=host:port")
+    return endpoint
 
 
 @pytest.fixture(scope="session")
