@@ -10,7 +10,7 @@ from typing import Final
 from google_crc32c import value as crc32c
 
 from .records import HEAD, compress
-from .wire import varint
+from .wire import u32, varint
 
 MAX_BATCH: Final = 2_097_152  # bytes that a server takes at once
 LONGEST_RECORD_HEAD: Final = 32  # bytes of a record besides its key and its value
@@ -31,7 +31,7 @@ def write_record(number: int, delta: int, key: bytes | None, value: bytes) -> by
 
 def write_batch(records: Sequence[bytes], time: int, last_delta: int, codec: int) -> bytes:
     """A batch of records that were written for it; the server gives it its offset."""
-    body = compress(b"".join(records), codec)
+    body = compress(u32(len(records)) + b"".join(records), codec)
     last = len(records) - 1
     checked = _CHECKED.pack(codec, last, time, time + last_delta, -1, -1, -1) + body
     return _START.pack(0, HEAD - 12 + len(body), -1, 2, crc32c(checked)) + checked

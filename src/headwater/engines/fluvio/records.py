@@ -11,7 +11,8 @@ from typing import Final, NamedTuple
 from ...errors import DecodeError, MissingExtraError
 from .wire import Reader
 
-HEAD: Final = 57  # bytes of a batch before its records
+HEAD: Final = 57  # bytes of a batch before its records, which may be compressed ...
+COUNT: Final = 4  # ... and begin with their number
 
 _HEAD: Final = struct.Struct(">qiibIhiqqqhi")
 _HAS_SCHEMA: Final = 0x10
@@ -50,6 +51,7 @@ def read_batches(data: bytes) -> Iterator[tuple[int, list[Record]]]:
 def _read_records(data: bytes, base: int, first_time: int) -> list[Record]:
     found: list[Record] = []
     reader = Reader(data)
+    reader.at = COUNT  # how many there are
     varint, end = reader.varint, len(data)
     has_time = first_time > 0
     try:
