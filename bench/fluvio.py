@@ -54,7 +54,7 @@ async def our_stream(broker: Broker, topic: str) -> float:
 
 
 async def their_records(client: Any, topic: str, handle: Callable[[bytes], Awaitable[None]] | None) -> float:
-    """Records a second. It leaves some out, where what it fetched ends within a batch: so the last batch is not read."""
+    """Records a second. It leaves some out, where a fetch ends within a batch, so the last batch is not waited for."""
     from fluvio import Offset
 
     consumer = await asyncio.to_thread(client.partition_consumer, topic, 0)
