@@ -25,7 +25,6 @@ ENGINES: dict[str, Callable[[], Server]] = {
 REQUIRED = os.environ.get("HEADWATER_REQUIRE_ENGINES", "")  # "all", or names of engines with commas
 
 
-
 class FluvioCluster(NamedTuple):
     """Somebody's cluster, which tests neither start nor stop."""
 
