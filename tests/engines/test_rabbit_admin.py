@@ -24,7 +24,9 @@ from headwater import (
     ConnectError,
     GroupNotFoundError,
     NotSupportedError,
+    OffsetOutOfRangeError,
     Outgoing,
+    Position,
     Rabbit,
     RabbitBroker,
     Topic,
@@ -83,6 +85,12 @@ def api(server: RabbitServer, method: str, path: str, body: Any = None) -> Any:
             return None
         raise
     return json.loads(said) if said else None
+
+
+async def fill(broker: Broker, topic: str, count: int) -> None:
+    """The numbers from 0 on, kept by a stream."""
+    await broker.declare([Topic(topic, options=STREAM)])
+    await broker.publish_many([Outgoing(n, topic) for n in range(count)])
 
 
 def retention_of(server: RabbitServer, topic: str) -> str:
@@ -270,12 +278,74 @@ async def test_a_moment_is_an_offset_of_a_stream(broker: Broker, topic: str) -> 
         await admin.offsets_at(f"{topic}-nowhere", before)
 
 
-async def test_an_offset_beyond_the_end_is_waited_for(broker: Broker, topic: str) -> None:
+async def test_an_offset_out_of_range_says_what_there_is(broker: Broker, topic: str) -> None:
+    await fill(broker, topic, 3)
+    with pytest.raises(OffsetOutOfRangeError, match=rf"offset 4 of '{topic}'\[0\].*0 up to.*3"):
+        await anext(broker.stream(topic, start=4, options=list(STREAM)))
+    async with broker.stream(topic, start=1, options=list(STREAM)) as stream:
+        assert (await anext(stream)).value == 1
+        with pytest.raises(OffsetOutOfRangeError):
+            await stream.seek(99)
+        assert (await anext(stream)).value == 2  # it stayed where it was
+    async with broker.stream(topic, start=3, options=list(STREAM)) as stream:
+        await broker.publish("next", topic)
+        assert (await asyncio.wait_for(anext(stream), 10)).value == "next"
+
+
+async def test_a_stream_ends_when_its_topic_is_deleted(
+    rabbit_server: RabbitServer, broker: Broker, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("ERROR", "aiormq")
+    await fill(broker, topic, 10)
+    async with broker.stream(topic, start="earliest", options=list(STREAM)) as stream, asyncio.timeout(15):
+        assert len([await anext(stream) for _ in range(10)]) == 10
+        await broker.admin.topics.delete(topic)
+        with pytest.raises(TopicNotFoundError, match=rf"{topic}.*deleted while it was read"):
+            await anext(stream)
+    assert api(rabbit_server, "GET", f"queues/%2F/{topic}") is None  # whoever reads makes none
+
+
+async def test_a_topic_that_is_made_again_under_its_reader_is_read_from_its_beginning(
+    broker: Broker, topic: str
+) -> None:
+    await fill(broker, topic, 2)
+    async with broker.stream(topic, start="earliest", options=list(STREAM)) as stream, asyncio.timeout(15):
+        assert len([await anext(stream) for _ in range(2)]) == 2
+        await broker.admin.topics.delete(topic)
+        await fill(broker, topic, 1)
+        assert ((await anext(stream)).value, stream.position) == (0, (Position(topic, 0, 1),))
+
+
+async def test_a_cancelled_stream_leaves_nothing_behind(broker: Broker, foreign: Foreign, topic: str) -> None:
+    async def read() -> None:
+        async with broker.stream(topic, start="earliest", options=list(STREAM)) as stream:
+            async for message in stream:
+                seen.append(message.value)
+
+    async def is_left() -> bool:
+        queue = await foreign.declare_queue(topic, passive=True)
+        return not queue.declaration_result.consumer_count
+
+    await fill(broker, topic, 10)
+    await broker.admin.partitions.list(topic)  # from now on there is a connection that reads
+    tasks, seen = asyncio.all_tasks(), list[int]()
+    reader = asyncio.create_task(read())
+    await settled(lambda: len(seen) == 10)
+    reader.cancel()
+    await asyncio.gather(reader, return_exceptions=True)
+    assert reader.cancelled()
+    await settled(is_left)
+    assert asyncio.all_tasks() <= tasks
+
+
+async def test_a_slow_reader_holds_little(broker: Broker, topic: str) -> None:
     await broker.declare([Topic(topic, options=STREAM)])
-    await broker.publish_many([Outgoing(n, topic) for n in range(3)])
-    async with broker.stream(topic, start=4, options=list(STREAM)) as stream:
-        await broker.publish_many([Outgoing(n, topic) for n in range(3, 6)])
-        assert (await asyncio.wait_for(anext(stream), 10)).value == 4
+    await broker.publish_many([Outgoing(b"x" * 100, topic) for _ in range(5000)], timeout=20)
+    async with broker.stream(topic, start="earliest", options=list(STREAM)) as stream:
+        await anext(stream)
+        await broker.admin.partitions.list(topic)  # by now all that was asked for has come
+        place: Any = stream._subscription
+        assert len(place._inbox) + len(stream._ahead) < 1500
 
 
 async def test_a_reader_of_a_deleted_stream_goes_on_when_it_is_made_again(
@@ -377,11 +447,11 @@ def test_the_shell_shows_a_topic_that_keeps_nothing(
 
 
 @contextmanager
-def user(server: RabbitServer, tags: str, *, configure: str = ".*") -> Iterator[str]:
+def user(server: RabbitServer, tags: str, *, configure: str = ".*", read: str = ".*") -> Iterator[str]:
     """A user with these tags, until the end."""
     name = f"ann-{os.urandom(4).hex()}"
     api(server, "PUT", f"users/{name}", {"password": "secret", "tags": tags})
-    api(server, "PUT", f"permissions/%2F/{name}", {"configure": configure, "write": ".*", "read": ".*"})
+    api(server, "PUT", f"permissions/%2F/{name}", {"configure": configure, "write": ".*", "read": read})
     yield name
     api(server, "DELETE", f"users/{name}")
 
@@ -416,6 +486,16 @@ async def test_a_user_who_may_not_configure_is_told_of_what(rabbit_server: Rabbi
         async with broker_of(rabbit_server, ann) as hers:
             with pytest.raises(AuthenticationError, match=rf"access to exchange '{topic}'.*set_permissions"):
                 await hers.admin.topics.create(topic)
+
+
+async def test_a_user_who_may_not_read_a_stream_is_told_of_what(
+    rabbit_server: RabbitServer, broker: Broker, topic: str
+) -> None:
+    await fill(broker, topic, 1)
+    with user(rabbit_server, "", read="^$") as ann:
+        async with broker_of(rabbit_server, ann) as hers, asyncio.timeout(10):
+            with pytest.raises(AuthenticationError, match=rf"access to exchange '{topic}'.*set_permissions"):
+                await anext(hers.stream(topic, start="earliest", options=list(STREAM)))
 
 
 async def test_a_server_that_hangs_or_is_away_is_an_error_in_time(
