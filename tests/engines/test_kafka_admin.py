@@ -14,11 +14,15 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it says not that it exports them
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
     AdminClient,
     ConfigResource,
     NewPartitions,
     NewTopic,
     OffsetSpec,
+    ResourcePatternType,
     ResourceType,
 )
 
@@ -27,6 +31,7 @@ from headwater import (
     AuthenticationError,
     Broker,
     ConfigurationError,
+    ConnectError,
     GroupNotFoundError,
     Kafka,
     KafkaBroker,
@@ -371,13 +376,66 @@ async def test_who_may_not_is_told_what_and_where() -> None:
         Broker(server.url) as broker,
     ):
         await owner.publish(1, "orders")
+        await owner.get("orders", group="shop")
+        topics, partitions, groups = broker.admin.topics, broker.admin.partitions, broker.admin.groups
         for call in (
             anext(broker.stream("orders", start="earliest")),
-            broker.admin.topics.create("others"),
-            broker.admin.topics.describe("orders"),
+            topics.create("others"),
+            topics.describe("orders"),
+            topics.alter("orders"),
+            topics.purge("orders"),
+            topics.delete("orders"),
+            partitions.add("orders", 99),
+            groups.reset("shop", "orders", to="earliest"),
         ):
             with pytest.raises(AuthenticationError, match=r"'(orders|others)'.*ACL"):
                 await call
+        await asyncio.to_thread(allow, server.open_address, "anne", "orders")
+        for call in (
+            broker.get("orders", group="shop"),
+            groups.lag("shop", "orders"),
+            groups.reset("shop", "orders", to="earliest"),
+            groups.delete("shop"),
+        ):
+            with pytest.raises(AuthenticationError, match=r"'shop'.*ACL"):
+                await call
+
+
+def allow(address: str, user: str, topic: str) -> None:
+    """Let a user do anything with this topic."""
+    everything = (AclOperation.ALL, AclPermissionType.ALLOW)
+    rule = AclBinding(ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, f"User:{user}", "*", *everything)
+    client = Theirs(address)
+    client.admin.create_acls([rule])[rule].result(10)
+
+
+async def test_a_server_that_hangs_is_an_error_in_time(
+    broker: KafkaBroker, kafka_server: KafkaServer, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("cluster", "offsets"):
+        monkeypatch.setattr(f"headwater.engines.kafka.{module}.TIMEOUT", 0.5)
+    await broker.publish(1, topic)
+    await broker.get(topic, group=topic, timeout=10)
+    admin = broker.admin
+    kafka_server.pause()
+    async with asyncio.timeout(10):
+        said = await asyncio.gather(
+            admin.topics.list(),
+            admin.topics.describe(topic),
+            admin.topics.create(f"{topic}-new"),
+            admin.topics.purge(topic),
+            admin.partitions.add(topic, 9),
+            admin.groups.list(),
+            admin.groups.lag(topic, topic),
+            admin.groups.reset(topic, topic, to="latest"),
+            admin.groups.delete(topic),
+            admin.cluster.describe(),
+            return_exceptions=True,
+        )
+        (problem,) = (await admin.cluster.health()).problems
+    kafka_server.resume()
+    assert {type(error) for error in said} == {ConnectError}
+    assert all(kafka_server.address in text for text in (problem, *map(str, said)))
 
 
 # --- streams ------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -19,6 +20,7 @@ from headwater import (
     AuthenticationError,
     Broker,
     ConfigurationError,
+    ConnectError,
     GroupNotFoundError,
     Nats,
     NatsBroker,
@@ -310,9 +312,9 @@ async def test_an_account_that_is_nearly_full_is_a_problem_and_so_is_a_server_th
 
 
 async def test_who_may_not_is_told_what_and_where() -> None:
-    deny = '["$JS.API.STREAM.INFO.>", "$JS.API.STREAM.CREATE.>"]'
+    deny = [f"$JS.API.{what}.>" for what in ("STREAM.INFO", "STREAM.CREATE", "CONSUMER.LIST")]
     users = f"""[ {{ user: "owner", password: "secret" }},
-        {{ user: "anne", password: "secret", permissions: {{ publish: {{ deny: {deny} }} }} }} ]"""
+        {{ user: "anne", password: "secret", permissions: {{ publish: {{ deny: {json.dumps(deny)} }} }} }} ]"""
     async with (
         NatsServer(extra=[f"authorization {{ users: {users} }}"]) as server,
         Broker(f"nats://owner:secret@{server.address}") as owner,
@@ -324,9 +326,37 @@ async def test_who_may_not_is_told_what_and_where() -> None:
             (anext(broker.stream("orders", start="earliest")), "STREAM.INFO.orders"),
             (broker.admin.topics.describe("orders"), "STREAM.INFO.orders"),
             (broker.admin.topics.create("others"), "STREAM.CREATE.others"),
+            (broker.admin.groups.list(), "CONSUMER.LIST.orders"),
+            (broker.admin.groups.reset("shop", "orders", to="latest"), "STREAM.INFO.orders"),
+            (broker.admin.groups.delete("shop"), "CONSUMER.LIST.orders"),
         ):
             with pytest.raises(AuthenticationError, match=rf"may not publish to \$JS.API.{subject}: give it"):
                 await call
+
+
+async def test_a_server_that_hangs_is_an_error_in_time(topic: str, group: str) -> None:
+    async with NatsServer() as server, NatsBroker(server.url) as broker, asyncio.timeout(20):
+        await broker.publish(1, topic)
+        await broker.get(topic, group=group, timeout=10)
+        admin = broker.admin
+        server.pause()
+        health, *said = await asyncio.gather(
+            admin.cluster.health(),
+            admin.topics.list(),
+            admin.topics.describe(topic),
+            admin.topics.create(f"{topic}-new"),
+            admin.topics.purge(topic),
+            admin.groups.list(),
+            admin.groups.lag(group),
+            admin.groups.reset(group, topic, to="latest"),
+            admin.groups.delete(group),
+            admin.cluster.describe(),
+            return_exceptions=True,
+        )
+        server.resume()
+        assert isinstance(health, Health)
+        assert all(isinstance(error, ConnectError) for error in said)
+        assert all(server.address in text and "no answer" in text for text in (*health.problems, *map(str, said)))
 
 
 # --- streams ------------------------------------------------------------------------------------------

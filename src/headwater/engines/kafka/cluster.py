@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from datetime import datetime
 from typing import Any, Final, Literal, TypeVar
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import ConsumerGroupState, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it says not that it exports them
     AdminClient,
     AlterConfigOpType,
@@ -21,7 +21,6 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it says not
 )
 
 from ...errors import (
-    AuthenticationError,
     ConfigurationError,
     GroupNotFoundError,
     HeadwaterError,
@@ -218,16 +217,30 @@ class Cluster:
     async def group_names(self) -> list[str]:
         """All consumer groups."""
         listed = await self._answer(lambda: self.client.list_consumer_groups(request_timeout=TIMEOUT))
-        for error in listed.errors or ():
-            raise failure(error.args[0], self.address)
+        for error in listed.errors or ():  # each in an exception, or as it is
+            raise failure(error.args[0] if isinstance(error, KafkaException) else error, self.address)
         return [found.group_id for found in listed.valid or ()]
 
     async def groups(self, names: Sequence[str]) -> list[Any]:
         """The descriptions of groups, as the client library gives them."""
         if not names:
             return []
-        found = await self._answers(lambda: self.client.describe_consumer_groups(list(names), request_timeout=TIMEOUT))
-        return list(found.values())
+
+        def ask() -> Mapping[str, Future[Any]]:
+            return self.client.describe_consumer_groups(list(names), request_timeout=TIMEOUT)
+
+        return list((await self._answers(ask, ", ".join(names))).values())
+
+    async def has_group(self, group: str) -> bool:
+        """Whether there is such a group.
+
+        Raises AuthenticationError if that is not for this user to know: asked where the group is, the client library
+        would only say that it got no answer.
+        """
+        try:
+            return all(found.state is not ConsumerGroupState.DEAD for found in await self.groups([group]))
+        except GroupNotFoundError:
+            return False
 
     async def has_members(self, group: str) -> bool:
         """Whether somebody takes part in a group."""
@@ -294,10 +307,7 @@ def _refused(error: KafkaError, what: str, address: str) -> HeadwaterError:
         return TopicNotFoundError(what)
     if name == "GROUP_ID_NOT_FOUND":
         return GroupNotFoundError(what)
-    if name.endswith("_AUTHORIZATION_FAILED"):
-        subject = f" on {what!r}" if what else ""
-        return AuthenticationError(address, f"{reason}{subject}: this user needs an ACL that allows it")
-    return failure(error, address)
+    return failure(error, address, what=what)
 
 
 def _spec(when: When) -> Any:

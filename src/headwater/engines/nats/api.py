@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ...errors import HeadwaterError
+from ...errors import ConnectError, HeadwaterError
 from .connection import Connection, LostError
 from .wire import is_status, publication
 
@@ -34,7 +34,7 @@ class JetStreamError(HeadwaterError):
         self.code, self.reason = code, reason
 
 
-class NoAnswerError(HeadwaterError):
+class NoAnswerError(ConnectError):
     """JetStream does not answer: it is not enabled, what was asked of is not there, or it takes too long."""
 
 
@@ -63,6 +63,7 @@ class Api:
 
     def __init__(self, connection: Connection, domain: str | None) -> None:
         self._connection = connection
+        self._url = f"nats://{connection.settings.address}"
         self.prefix = f"$JS.{domain}.API." if domain else "$JS.API."
 
     async def ask(self, subject: str, question: Any = None, within: float = WITHIN) -> Any:
@@ -79,9 +80,9 @@ class Api:
             async with asyncio.timeout(within):
                 headers, answer = await self._insist(subject.encode(), body)
         except TimeoutError as error:
-            raise NoAnswerError(f"no answer from {subject} within {within:g} s") from error
+            raise NoAnswerError(self._url, f"no answer from {subject} within {within:g} s") from error
         if headers is not None and is_status(headers):
-            raise NoAnswerError(f"nobody answers on {subject}: is JetStream enabled (nats-server -js)?")
+            raise NoAnswerError(self._url, f"nobody answers on {subject}: is JetStream enabled (nats-server -js)?")
         found = msgspec.json.decode(answer)
         if "error" in found:
             refusal = msgspec.convert(found["error"], Refusal)
