@@ -169,6 +169,35 @@ async def test_the_lag_is_what_waits_and_what_is_under_way(
             await broker.admin.groups.lag(f"{group}-no", where)
 
 
+async def test_the_lag_is_watched_with_its_rates(
+    broker: NatsBroker, theirs: JetStreamContext, topic: str, group: str
+) -> None:
+    await fill(broker, topic)
+    place = await theirs.pull_subscribe(topic, durable=group)
+    watching = broker.admin.watch_lag(group, every=0.01)
+    first = await anext(watching)
+    for message in await place.fetch(4):
+        await message.ack_sync()
+    await fill(broker, topic, 2)
+    second = await anext(watching)
+    assert (first.total, first.published, second.total) == (10, None, 8)
+    assert second.handled is not None
+    assert second.published is not None
+    assert second.handled == pytest.approx(2 * second.published)  # 4 and 2, in the same time
+
+
+async def test_more_than_a_page_of_streams_and_groups_is_listed() -> None:
+    async with NatsServer() as server, NatsBroker(server.url) as broker:
+        client = await nats.connect(server.url)
+        theirs, names = client.jetstream(), {f"s{n}" for n in range(300)}
+        await asyncio.gather(*(theirs.add_stream(name=name, subjects=[name], storage="memory") for name in names))
+        configs = [ConsumerConfig(durable_name=f"g{n}", mem_storage=True) for n in range(300)]
+        await asyncio.gather(*(theirs.add_consumer("s0", config) for config in configs))
+        assert {info.name for info in await broker.admin.topics.list()} == names
+        assert {info.name for info in await broker.admin.groups.list()} == {f"g{n}" for n in range(300)}
+        await client.close()
+
+
 @pytest.mark.parametrize("policy", [DeliverPolicy.ALL, DeliverPolicy.NEW, DeliverPolicy.BY_START_SEQUENCE])
 @pytest.mark.parametrize("able", [True, False], ids=["by the server", "made anew"])
 async def test_a_group_is_moved(
@@ -301,14 +330,17 @@ async def test_an_account_that_is_nearly_full_is_a_problem_and_so_is_a_server_th
         NatsServer(extra=[limits]) as server,
         Broker(f"nats://anne:secret@{server.address}") as broker,
     ):
-        assert (await broker.admin.cluster.health()).healthy
+        watching = broker.admin.watch_cluster(every=0.05)
+        assert (await anext(watching)).healthy
         await broker.declare([Topic("orders")])
-        (problem,) = (await broker.admin.cluster.health()).problems
+        (problem,) = (await anext(watching)).problems
         assert "1 of 1 streams" in problem
         await server.stop()
-        await settled(lambda: not broker.engine.available)
-        (problem,) = (await broker.admin.cluster.health()).problems
+        (problem,) = (await anext(watching)).problems
         assert "no answer" in problem
+        await server.start()
+        (problem,) = (await anext(watching)).problems
+        assert "1 of 1 streams" in problem
 
 
 async def test_who_may_not_is_told_what_and_where() -> None:

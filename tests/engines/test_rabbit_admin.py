@@ -372,6 +372,12 @@ async def test_a_reader_of_a_deleted_stream_goes_on_when_it_is_made_again(
 # --- health -------------------------------------------------------------------------------------------
 
 
+async def test_the_cluster_is_as_the_server_says(rabbit_server: RabbitServer, broker: Broker) -> None:
+    found, told = await broker.admin.cluster.describe(), api(rabbit_server, "GET", "overview")
+    (node,) = found.nodes
+    assert (found.version, node.id, node.controller) == (told["rabbitmq_version"], told["node"], True)
+
+
 async def test_an_alarm_is_a_problem_with_a_name(rabbit_server: RabbitServer, broker: Broker) -> None:
     assert (await broker.admin.cluster.health()).healthy
     rabbit_server.control("set_disk_free_limit", "900000000000000")

@@ -139,6 +139,22 @@ async def test_what_is_before_an_id_or_a_time_is_purged(broker: RedisBroker, oth
     assert await other.xlen("orders") == 0
 
 
+async def test_what_others_made_is_listed_and_the_server_is_as_it_says(
+    server: RedisServer, broker: RedisBroker, other: Any
+) -> None:
+    await other.xadd("theirs", {"a": 1})
+    await other.xgroup_create("theirs", "them", "0")
+    await other.set("text", "x")
+    assert [info.name for info in await broker.admin.topics.list()] == ["theirs"]
+    assert [(info.name, info.topics) for info in await broker.admin.groups.list()] == [("them", ("theirs",))]
+    told, found = await other.info(), await broker.admin.cluster.describe()
+    (node,) = found.nodes
+    assert (found.version, node.address, node.controller) == (told["redis_version"], server.address, True)
+    assert told["run_id"].startswith(node.id)
+    await broker.admin.groups.delete("them")
+    assert await other.xinfo_groups("theirs") == []
+
+
 # --- lag ----------------------------------------------------------------------------------------------
 
 
