@@ -111,6 +111,9 @@ async def test_topics_of_one_stream_are_told_apart(broker: NatsBroker, theirs: J
     assert (info.messages, info.size) == (2, None)  # the size is that of both
     (partition,) = await broker.admin.partitions.list(f"{topic}.us")
     assert (partition.earliest, partition.latest, partition.messages) == (1, 6, 2)
+    await broker.admin.topics.purge(f"{topic}.us", before={0: 5})  # the first of its own two
+    state = (await theirs.stream_info(topic, subjects_filter=">")).state
+    assert (state.subjects, state.last_seq) == ({f"{topic}.eu": 3, f"{topic}.us": 1}, 5)
     await broker.admin.topics.purge(f"{topic}.us")
     assert (await theirs.stream_info(topic, subjects_filter=">")).state.subjects == {f"{topic}.eu": 3}
     with pytest.raises(TopicNotFoundError, match="nothing of it"):
@@ -129,6 +132,10 @@ async def test_messages_are_purged_up_to_an_offset_or_a_time(
     assert (await theirs.stream_info(topic)).state.messages == 7
     await topics.purge(topic, before=datetime.now(UTC) + timedelta(hours=1))
     assert (await theirs.stream_info(topic)).state.messages == 0
+    await fill(broker, topic, 2)
+    await topics.purge(topic, before={0: 99})  # more than there are
+    state = (await theirs.stream_info(topic)).state
+    assert (state.messages, state.last_seq) == (0, 12)
     await fill(broker, topic, 2)
     await topics.purge(topic)
     assert (await theirs.stream_info(topic)).state.messages == 0
@@ -162,6 +169,8 @@ async def test_the_lag_is_what_waits_and_what_is_under_way(
             await message.ack_sync()
     (lag,) = (await broker.admin.groups.lag(group, topic)).partitions
     assert (lag.committed, lag.latest, lag.lag) == (4, 11, 7)
+    await broker.admin.topics.purge(topic, before={0: 8})  # what is under way, too
+    assert (await broker.admin.groups.lag(group, topic)).total == 3
     info = await broker.admin.groups.describe(group)
     assert (info.topics, info.active) == ((topic,), False)
     for where in (topic, f"{topic}-no"):
