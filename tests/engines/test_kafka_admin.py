@@ -6,9 +6,8 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,6 +41,7 @@ from headwater import (
     TopicNotFoundError,
 )
 from headwater.testing.contract.tools import reading, settled, taken
+from servers.fixtures import require
 from servers.kafka import KafkaServer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server]
@@ -346,28 +346,35 @@ async def test_the_cluster_tells_its_nodes_and_its_controller(
     assert (await broker.admin.cluster.health()).healthy
 
 
-async def test_what_is_wrong_with_a_cluster_is_said(broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    partitions = {
-        0: SimpleNamespace(leader=1, isrs=[1], replicas=[1, 2]),
-        1: SimpleNamespace(leader=-1, isrs=[], replicas=[2]),
-        2: SimpleNamespace(leader=1, isrs=[1], replicas=[1]),
-    }
-    sick = SimpleNamespace(controller_id=-1, topics={"orders": SimpleNamespace(partitions=partitions)})
+async def test_a_cluster_that_lost_most_of_its_servers_says_which_and_what_stands_still() -> None:
+    require("kafka")
+    first = KafkaServer()
+    nodes = [first, KafkaServer(beside=first), KafkaServer(beside=first)]
+    voters = ",".join(f"{number}@{node.controller}" for number, node in enumerate(nodes, 1))
+    for number, node in enumerate(nodes, 1):
+        node.extra += [f"node.id={number}", f"controller.quorum.voters={voters}"]
+    async with AsyncExitStack() as stack:
+        await asyncio.gather(*map(stack.enter_async_context, nodes))
+        url = f"kafka://{','.join(node.address for node in nodes)}"
+        broker = await stack.enter_async_context(KafkaBroker(url, replication=3))
+        topics = broker.admin.topics
+        await topics.create("orders", partitions=1)
+        await topics.create("single", partitions=3, options=[Kafka(replication=1)])
+        (alone,) = [one.partition for one in await broker.admin.partitions.list("single") if one.leader == "2"]
+        assert (await broker.admin.cluster.health()).healthy
 
-    async def metadata() -> Any:
-        return sick
+        async def are_told(*problems: str) -> bool:
+            return (await broker.admin.cluster.health()).problems == problems
 
-    monkeypatch.setattr(broker.engine.cluster, "_metadata", metadata)  # type: ignore[attr-defined]  # it is Kafka's
-    health = await broker.admin.cluster.health()
-    assert not health.healthy
-    assert health.problems == (
-        "there is no controller",
-        "orders[0] has 1 of 2 copies",
-        "orders[1] has no leader",
-    )
+        await nodes[1].kill()
+        fewer = "orders[0] has 2 of 3 copies", f"single[{alone}] has no leader"
+        await settled(lambda: are_told(*fewer))
+        await nodes[2].kill()
+        nobody = "there is no controller: most of those that elect one are away"
+        await settled(lambda: are_told(nobody, f"the node 3 at {nodes[2].address} does not answer", *fewer))
 
 
-async def test_who_may_not_is_told_what_and_where() -> None:
+async def test_who_may_not_is_told_what_and_where(monkeypatch: pytest.MonkeyPatch) -> None:
     acls = ["authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer"]
     acls += ["super.users=User:ANONYMOUS"]  # who comes in without credentials, as the broker itself does
     async with (
@@ -391,6 +398,7 @@ async def test_who_may_not_is_told_what_and_where() -> None:
             with pytest.raises(AuthenticationError, match=r"'(orders|others)'.*ACL"):
                 await call
         await asyncio.to_thread(allow, server.open_address, "anne", "orders")
+        monkeypatch.setattr("headwater.engines.kafka.offsets.TIMEOUT", 1.0)  # until it is asked why there is no answer
         for call in (
             broker.get("orders", group="shop"),
             groups.lag("shop", "orders"),
@@ -412,11 +420,11 @@ def allow(address: str, user: str, topic: str) -> None:
 async def test_a_server_that_hangs_is_an_error_in_time(
     broker: KafkaBroker, kafka_server: KafkaServer, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("cluster", "offsets"):
-        monkeypatch.setattr(f"headwater.engines.kafka.{module}.TIMEOUT", 0.5)
     await broker.publish(1, topic)
     await broker.get(topic, group=topic, timeout=10)
     admin = broker.admin
+    for module in ("cluster", "offsets"):
+        monkeypatch.setattr(f"headwater.engines.kafka.{module}.TIMEOUT", 0.5)
     kafka_server.pause()
     async with asyncio.timeout(10):
         said = await asyncio.gather(

@@ -6,8 +6,10 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.request import urlopen
 
 import nats
 import pytest
@@ -35,6 +37,7 @@ from headwater.admin import Health
 from headwater.engines.nats import JetStreamEngine
 from headwater.testing.contract.tools import reading, settled, taken
 from servers.nats import NatsServer
+from servers.process import HOST, free_ports
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server]
 
@@ -331,6 +334,34 @@ async def test_what_is_wrong_with_a_cluster_is_said(broker: NatsBroker, monkeypa
             "b, which keeps the stream S1, is away or behind",
         )
     )
+
+
+async def test_a_cluster_that_lost_most_of_its_servers_is_not_well() -> None:
+    ports = free_ports(3)
+    routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in ports)
+    clustered = [f'cluster {{ name: c, listen: "127.0.0.1:{port}", routes: [{routes}] }}' for port in ports]
+    nodes = [NatsServer(extra=[f"server_name: n{n}", line]) for n, line in enumerate(clustered)]
+    async with AsyncExitStack() as stack:
+        await asyncio.gather(*map(stack.enter_async_context, nodes))
+        await settled(lambda: all(_is_led(node) for node in nodes))
+        url = f"nats://{','.join(node.address for node in nodes)}"
+        broker = await stack.enter_async_context(NatsBroker(url, replicas=3))
+        await broker.publish(1, "orders", timeout=10)
+        health = broker.admin.watch_cluster(every=0.1)
+        async with asyncio.timeout(45):
+            while not (await anext(health)).healthy:
+                pass  # the copies are being made
+            await nodes[0].kill()
+            while "n0, which keeps the stream orders, is away or behind" not in (await anext(health)).problems:
+                pass  # another one is being elected
+            await nodes[1].kill()
+            while "most of its servers are away" not in "".join((await anext(health)).problems):
+                pass  # the one that is left waits for the others
+
+
+def _is_led(server: NatsServer) -> bool:
+    with urlopen(f"http://{HOST}:{server.monitor_port}/jsz") as answer:
+        return bool(json.load(answer).get("meta_cluster", {}).get("leader"))
 
 
 async def test_an_account_that_is_nearly_full_is_a_problem_and_so_is_a_server_that_is_away() -> None:

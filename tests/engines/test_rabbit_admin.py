@@ -7,7 +7,7 @@ import base64
 import json
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.error import HTTPError
@@ -35,10 +35,10 @@ from headwater import (
 from headwater.cli import main
 from headwater.engines.rabbit import management
 from headwater.engines.rabbit import server as connected
-from headwater.engines.rabbit.administration import _problems_of_queue
 from headwater.engines.rabbit.names import takes
 from headwater.engines.rabbit.policies import Kept, definition_of, kept, policy_of
 from headwater.testing.contract.tools import published_around, reading, settled, taken
+from servers.fixtures import require
 from servers.process import HOST
 from servers.proxy import Proxy
 from servers.rabbit import RabbitServer
@@ -396,11 +396,30 @@ async def test_an_alarm_is_a_problem_with_a_name(rabbit_server: RabbitServer, br
     await until(is_well, within=20)
 
 
-def test_a_queue_that_lost_most_of_its_copies_is_a_problem() -> None:
-    queue = {"name": "orders:shop", "members": ["a", "b", "c"], "online": ["a"], "state": "running"}
-    assert _problems_of_queue(queue) == ["queue orders:shop has no majority: 1 of its 3 copies are there"]
-    assert _problems_of_queue({**queue, "online": ["a", "c"]}) == []
-    assert _problems_of_queue({"name": "orders:shop", "state": "down"}) == ["queue orders:shop is down"]
+async def test_a_cluster_that_lost_most_of_its_servers_says_which_and_what_stands_still() -> None:
+    require("rabbit")
+    first = RabbitServer()
+    nodes = [first, RabbitServer(beside=first), RabbitServer(beside=first)]
+    formation = [f"cluster_formation.classic_config.nodes.{n} = {node.node}" for n, node in enumerate(nodes)]
+    for node in nodes:
+        node.extra += ["cluster_formation.peer_discovery_backend = classic_config", *formation]
+    async with AsyncExitStack() as stack:
+        await asyncio.gather(*map(stack.enter_async_context, nodes))
+        broker = await stack.enter_async_context(RabbitBroker(first.url, management=first.management_url))
+        assert {node.id for node in (await broker.admin.cluster.describe()).nodes} == {node.node for node in nodes}
+        async with reading(broker, "orders", "shop"):
+            pass
+        assert (await broker.admin.cluster.health()).healthy
+        wanted = [f"{node.node} is not running" for node in nodes[1:]]
+        wanted += ["queue orders:shop has no majority: 1 of its 3 copies are there"]
+
+        async def are_told(problems: list[str]) -> bool:
+            return sorted((await broker.admin.cluster.health()).problems) == sorted(problems)
+
+        await nodes[1].kill()
+        await until(lambda: are_told(wanted[:1]), within=20)
+        await nodes[2].kill()
+        await until(lambda: are_told(wanted), within=20)
 
 
 # --- names, permissions, absences ---------------------------------------------------------------------

@@ -184,11 +184,11 @@ class KafkaAdmin:
 
     async def lag(self, group: str, topic: str | None) -> Lag:
         """Partitions without a position, of topics where the group has one, are read from their beginning."""
-        places = None if topic is None else await self._places(topic)
-        await self._check_group(group)
-        stored = await self._cluster.stored(group, places)
-        if not stored and topic is not None:
-            raise GroupNotFoundError(group, topic)
+        stored = await self._cluster.stored(group, None if topic is None else await self._places(topic))
+        if not stored:
+            await self._check_group(group)
+            if topic is not None:
+                raise GroupNotFoundError(group, topic)
         counts = await self._cluster.partitions({name for name, _ in stored})
         places = [(name, number) for name, count in sorted(counts.items()) for number in range(count)]
         found = []
@@ -200,7 +200,7 @@ class KafkaAdmin:
 
     async def _check_group(self, name: str) -> None:
         """Raise GroupNotFoundError unless there is such a group."""
-        if not await self._cluster.has_group(name):
+        if name not in await self._cluster.group_names():
             raise GroupNotFoundError(name)
 
     async def set_offsets(self, group: str, topic: str, offsets: Mapping[int, int]) -> None:
@@ -234,7 +234,7 @@ class KafkaAdmin:
         return ClusterInfo("kafka", "", tuple(nodes))
 
     async def health(self) -> Health:
-        """Whether it answers, has a controller, and every partition has a leader and all its copies in step."""
+        """Whether all nodes answer, one controls, and every partition has a leader and all its copies in step."""
         try:
             problems = list(await self._cluster.problems())
         except HeadwaterError as error:

@@ -39,7 +39,6 @@ async def first_start(cluster: Cluster, source: Source, places: Sequence[Place])
     its beginning.
     """
     assert source.group is not None
-    await cluster.has_group(source.group)  # raises for a group that is not for us, which `stored` would wait for
     stored = await cluster.stored(source.group, places)
     known = {topic for topic in source.topics if any(match(topic, name) is not None for name, _ in stored)}
     new = [place for place in places if not any(match(topic, place[0]) is not None for topic in known)]

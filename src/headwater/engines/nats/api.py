@@ -23,6 +23,7 @@ NO_MESSAGE: Final = 10037
 TOO_LARGE: Final = 10054
 NO_SCHEDULES: Final = 10188
 NO_RESET: Final = 10204  # to a place before the one where the consumer was made to begin
+NO_LEADER: Final = 10008
 NO_JETSTREAM: Final = frozenset((10039, 10076))  # not enabled for the account, or on the server
 
 
@@ -30,7 +31,8 @@ class JetStreamError(HeadwaterError):
     """JetStream refused something. `code` is its own number for the reason."""
 
     def __init__(self, what: str, code: int, reason: str) -> None:
-        super().__init__(f"JetStream refuses {what}: {reason} ({code})")
+        hint = ": most of its servers are away, or they are electing a leader" if code == NO_LEADER else ""
+        super().__init__(f"JetStream refuses {what}: {reason} ({code}){hint}")
         self.code, self.reason = code, reason
 
 
