@@ -40,6 +40,8 @@ OUTCOMES = {"passed": "yes", "skipped": "–", "failed": "no", "mixed": "some"}
 ACKS = {Ack.NONE: "none", Ack.EACH: "each", Ack.UP_TO: "up to an offset", Ack.ALL_SEEN: "all seen"}
 SOURCES = {"with a group": Source(topics=("t",), group="g"), "without": Source(topics=("t",))}
 
+GIVEN = {"amqp": "?management=http://nowhere"}  # what administration needs besides the server
+
 TOP = """\
 # Engines
 
@@ -54,6 +56,7 @@ ADMIN = """
 ## Administration
 
 What `broker.admin` can do. The same is in `broker.admin.capabilities`; anything else raises `NotSupportedError`.
+`amqp://` is meant with `management=`: [its page](engines/rabbit.md#administration) says what goes without it.
 
 """
 
@@ -88,7 +91,7 @@ def _engines() -> dict[str, Engine]:
     found: dict[Any, tuple[str, Engine]] = {}
     for scheme in _OURS:
         try:
-            engine = engine_for(f"{scheme}://nowhere")
+            engine = engine_for(f"{scheme}://nowhere{GIVEN.get(scheme, '')}")
         except ConfigurationError:
             continue  # a profile that is nowhere; that engine has other schemes
         able = tuple(engine.capabilities(source) for source in SOURCES.values())
