@@ -1,0 +1,412 @@
+"""What only Fluvio has: its records, names and profiles, groups that share by themselves, its own protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headwater import (
+    App,
+    Broker,
+    ConfigurationError,
+    ConnectError,
+    FluvioBroker,
+    MissingExtraError,
+    TopicNameError,
+)
+from headwater.engines.fluvio import names
+from headwater.engines.fluvio.apis import VERSIONS, Stored
+from headwater.engines.fluvio.batching import partition_of, write_batch, write_record
+from headwater.engines.fluvio.membership import View, live_members, new_name
+from headwater.engines.fluvio.records import CODECS, Record, read_batches
+from headwater.engines.fluvio.settings import Settings
+from headwater.engines.fluvio.wire import i16, many, string
+from servers.certificate import Certificate, make_certificate
+from servers.process import free_ports
+from waiting import until
+
+# --- records ------------------------------------------------------------------------------------------
+
+
+def batch_of(*values: tuple[bytes | None, bytes], codec: str = "none", time: int = 1_700_000_000_000) -> bytes:
+    records = [write_record(number, number, *value) for number, value in enumerate(values)]
+    return write_batch(records, time, len(values) - 1, CODECS[codec])
+
+
+@given(
+    st.lists(st.tuples(st.none() | st.binary(max_size=200), st.binary(max_size=200)), min_size=1, max_size=20),
+    st.sampled_from(list(CODECS)),
+)
+def test_a_batch_is_read_as_it_was_written(values: list[tuple[bytes | None, bytes]], codec: str) -> None:
+    records = [Record(number, 1_700_000_000_000 + number, *value) for number, value in enumerate(values)]
+    assert [*read_batches(batch_of(*values, codec=codec))] == [(len(values), records)]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_torn_last_batch_is_left_out(codec: str) -> None:
+    whole, torn = batch_of((b"k", b"one"), codec=codec), batch_of((None, b"two"), (None, b"three"), codec=codec)
+    for length in range(len(torn)):
+        ((after, (record,)),) = read_batches(whole + torn[:length])
+        assert (after, record.value) == (1, b"one")
+
+
+def test_a_record_without_a_time_has_none() -> None:
+    ((_, (record,)),) = read_batches(batch_of((None, b"x"), time=-1))
+    assert record.time == -1
+
+
+@pytest.mark.parametrize(
+    ("key", "of_a_thousand", "of_seven"),  # computed by another program, which passes SipHash's own test vector
+    [(b"", 119, 3), (b"a", 587, 2), (b"ada", 864, 2), (b"customer-42", 367, 0), (b"0123456789abcdef", 283, 4)],
+)
+def test_a_key_belongs_to_the_partition_of_its_hash(key: bytes, of_a_thousand: int, of_seven: int) -> None:
+    assert (partition_of(key, 1000), partition_of(key, 7)) == (of_a_thousand, of_seven)
+
+
+# --- names --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [("orders", "orders"), ("orders.dead", "orders--dead"), ("a-1.b.c", "a-1--b--c")]
+)
+def test_a_dot_is_two_hyphens_in_the_cluster(ours: str, theirs: str) -> None:
+    assert names.native(ours) == theirs
+    assert names.ours(theirs) == ours
+
+
+@pytest.mark.parametrize("name", ["", "Orders", "a_b", "a--b", "-a", "a-", "a.-b", "a..b", ".a", "a/b", "ä", "a" * 64])
+def test_a_name_that_fluvio_cannot_have_is_refused(name: str) -> None:
+    with pytest.raises(TopicNameError, match=repr(name)):
+        Broker("fluvio://localhost").engine.check_topic(name)
+
+
+def test_a_name_has_63_characters_where_a_dot_counts_for_two() -> None:
+    assert len(names.native("a" * 63)) == len(names.native("a" * 30 + "." + "b" * 31)) == 63
+    with pytest.raises(TopicNameError, match="it has 64 characters in Fluvio, at most 63"):
+        names.native("a" * 31 + "." + "b" * 31)
+
+
+# --- settings -----------------------------------------------------------------------------------------
+
+
+def settings_of(url: str, **options: Any) -> Settings:
+    return FluvioBroker(url, **options).engine.settings  # type: ignore[attr-defined]  # Fluvio's
+
+
+def test_options_are_said_in_the_url_or_in_python() -> None:
+    said = settings_of("fluvio://somewhere?acks=leader&partitions=3&session_timeout=4.5&auto_create=false")
+    assert said == settings_of(
+        "fluvio://somewhere:9003", acks="leader", partitions=3, session_timeout=4.5, auto_create=False
+    )
+    assert str(said.address) == "somewhere:9003"
+    assert settings_of("fluvio://[::1]:19").address[:2] == ("::1", 19)
+    assert settings_of("fluvio://?acks=leader", acks="all").acks == "all"
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("fluvio://h?ack=all", "no option 'ack'; it has acks"),
+        ("fluvio://h?acks=some", "Invalid enum value 'some'"),
+        ("fluvio://h?compression=brotli", "Invalid enum value 'brotli'"),
+        ("fluvio://h?partitions=0", "at least 1"),
+        ("fluvio://h?replication=0", "at least 1"),
+        ("fluvio://h?session_timeout=1", "session_timeout.* at least 3"),
+        ("fluvio://h:x", "'x' is no port"),
+        ("fluvio://h:0", "'0' is no port"),
+        ("fluvio://ann:s3cret@h", "no user and password"),
+        ("fluvio://h?tls_ca=ca.pem&tls_key=s3cret", r"tls_ca, tls_key is about TLS: use fluvio\+tls://"),
+        ("fluvio+tls://h?tls_ca=missing.pem", "certificates for Fluvio cannot be read"),
+        ("fluvio+profile://?tls_verify=false", "leave out tls_verify"),
+    ],
+)
+def test_what_is_wrong_in_a_url_is_named_and_no_secret_is(url: str, told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told) as wrong:
+        settings_of(url)
+    assert "s3cret" not in str(wrong.value)
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Certificate:
+    return make_certificate(tmp_path)
+
+
+def test_tls_is_said_with_its_files(certificate: Certificate) -> None:
+    files = f"tls_ca={certificate.file}&tls_cert={certificate.file}&tls_key={certificate.key}"
+    address = settings_of(f"fluvio+tls://h?{files}&tls_domain=other").address
+    assert address.tls is not None
+    assert address.server_name == "other"
+    assert address.tls.check_hostname
+    assert [found["subject"] for found in address.tls.get_ca_certs()] == [((("commonName", "localhost"),),)]
+    careless = settings_of("fluvio+tls://h?tls_verify=false").address.tls
+    assert careless is not None
+    assert not careless.check_hostname
+
+
+# --- profiles -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where Fluvio's own command line keeps its profiles."""
+    monkeypatch.setenv("FLV_PROFILE_PATH", str(tmp_path / "config"))
+    return tmp_path / "config"
+
+
+TWO = """version = "2.0"
+current_profile = "near"
+[profile.near]
+cluster = "local"
+[profile.far]
+cluster = "cloud"
+[profile.lost]
+cluster = "nowhere"
+[cluster.local]
+endpoint = "127.0.0.1:9103"
+[cluster.cloud]
+endpoint = "cloud.example:9003"
+[cluster.cloud.tls]
+"""
+
+
+def test_a_profile_is_named_or_the_current_one(profiles: Path) -> None:
+    profiles.write_text(TWO)
+    for url, address in (("", "127.0.0.1:9103"), ("near", "127.0.0.1:9103"), ("far", "cloud.example:9003")):
+        found = settings_of(f"fluvio+profile://{url}?partitions=2")
+        assert (str(found.address), found.address.tls, found.partitions) == (address, None, 2)
+
+
+def test_a_profile_that_is_not_there_is_told_with_those_that_are(profiles: Path) -> None:
+    def refused(told: str, name: str = "shop") -> None:
+        with pytest.raises(ConfigurationError, match=told) as wrong:
+            settings_of(f"fluvio+profile://{name}")
+        assert str(profiles) in str(wrong.value)
+        assert "s3cret" not in str(wrong.value)
+
+    refused("No such file.*fluvio profile add")
+    profiles.write_bytes(b'key = "s3cret')
+    refused("is no configuration of Fluvio")
+    profiles.write_text("")
+    refused("no profile ''; it has: none", "")
+    profiles.write_text(TWO)
+    refused("no profile 'shop'; it has: far, lost, near")
+    refused("'lost' names no cluster", "lost")
+
+
+def test_a_profile_brings_its_tls(profiles: Path, certificate: Certificate) -> None:
+    cert, key = certificate.file, certificate.key
+    files = f'ca_cert = "{cert}"\ncert = "{cert}"\nkey = "{key}"\n'
+    inline = f'ca_cert = """{cert.read_text()}"""\ncert = """{cert.read_text()}"""\nkey = """{key.read_text()}"""\n'
+    for source, certs in (("files", files), ("inline", inline)):
+        policy = f'tls_policy = "verified"\ntls_source = "{source}"\n'
+        profiles.write_text(f'{TWO}{policy}[cluster.cloud.tls.certs]\ndomain = "fluvio.example"\n{certs}')
+        address = settings_of("fluvio+profile://far").address
+        assert address.tls is not None
+        assert len(address.tls.get_ca_certs()) == 1
+        assert (address.server_name, address.tls.check_hostname) == ("fluvio.example", True)
+    profiles.write_text(TWO + 'tls_policy = "anonymous"\n')
+    anonymous = settings_of("fluvio+profile://far").address.tls
+    assert anonymous is not None
+    assert not anonymous.check_hostname
+
+
+def test_a_wrong_certificate_of_a_profile_is_not_shown(profiles: Path) -> None:
+    policy = (
+        'tls_policy = "verified"\ntls_source = "inline"\n[cluster.cloud.tls.certs]\ncert = "s3cret"\nkey = "s3cret"'
+    )
+    profiles.write_text(TWO + policy)
+    with pytest.raises(ConfigurationError, match="certificates for Fluvio cannot be read") as wrong:
+        settings_of("fluvio+profile://far")
+    assert "s3cret" not in str(wrong.value)
+
+
+# --- groups -------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 12), st.integers(1, 40), st.booleans())
+def test_every_partition_has_exactly_one_member(members: int, partitions: int, exclusive: bool) -> None:
+    view = View(tuple(f"m{number:02}" for number in range(members)), partitions, exclusive)
+    shares = [view.share(name) for name in view.members]
+    assert sorted(number for share in shares for number in share) == list(range(partitions))
+    sizes = sorted(map(len, shares))
+    assert sizes == [0] * (members - 1) + [partitions] if exclusive else sizes[-1] - sizes[0] <= 1
+
+
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=3, unique=True), st.integers(1, 3), st.booleans())
+def test_views_that_differ_have_different_numbers(members: list[int], partitions: int, exclusive: bool) -> None:
+    view = View(tuple(map(str, members)), partitions, exclusive)
+    assert view.number != 0
+    for other in (view._replace(partitions=4), view._replace(exclusive=not exclusive), view._replace(members=("4",))):
+        assert other.number != view.number
+
+
+def test_a_member_lives_as_long_as_its_signs_by_the_servers_clock() -> None:
+    def stored(name: str, time: int) -> Stored:
+        return Stored(name, ("orders", 0), 7, time)
+
+    first, second, dead = (new_name("shop", "app") for _ in range(3))
+    others = [new_name(group, "app") for group in ("shop-2", "sho", "shop/x")]
+    signs = [stored(name, 100) for name in (second, first, *others, "shop")]
+    members = live_members([*signs, stored(dead, 89)], "shop", 100, 10)
+    assert [member.name for member in members] == sorted((first, second))
+    assert members[0].client.startswith("app@")
+    assert members[0].view == 7
+
+
+# --- servers that are away, silent, or something else --------------------------------------------------
+
+Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def serving(handle: Handle) -> AsyncIterator[str]:
+    """A server that treats each connection so, until its client goes."""
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await handle(reader, writer)
+            await reader.read()
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # its client has gone
+        finally:
+            writer.transport.abort()
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+
+
+async def silent(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None: ...
+
+
+async def handshake(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Say what is spoken here, as the controller does, and nothing more."""
+    asked = await reader.readexactly(int.from_bytes(await reader.readexactly(4), "big"))
+    assert asked[:2] == i16(VERSIONS.key)
+    spoken = [i16(key) + i16(13) + i16(19) for key in (1001, 1002, 1003, 1006)]
+    answer = asked[4:8] + i16(0) + many(spoken, bytes) + string("0.18.1")
+    writer.write(len(answer).to_bytes(4, "big") + answer)
+
+
+@asynccontextmanager
+async def ticking(without: float = 0.5) -> AsyncIterator[None]:
+    """Fail unless the loop went on all the time, but for less than so many seconds."""
+    gaps = list[float]()
+
+    async def tick() -> None:
+        before = time.monotonic()
+        while True:
+            await asyncio.sleep(0.005)
+            gaps.append(time.monotonic() - before)
+            before += gaps[-1]
+
+    ticker = asyncio.create_task(tick())
+    try:
+        yield
+    finally:
+        ticker.cancel()
+    assert max(gaps) < without
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All patience is short."""
+    for place in ("cluster.ANSWER_WITHIN", "cluster.READY_WITHIN", "sending.ANSWER_WITHIN"):
+        monkeypatch.setattr(f"headwater.engines.fluvio.{place}", 0.2)
+
+
+async def test_a_server_that_never_answers_is_an_error_in_time() -> None:
+    async with serving(silent) as address, ticking():
+        with pytest.raises(ConnectError, match=rf"{address}: no answer within 0\.3 s"):
+            await Broker(f"fluvio://{address}?dial_timeout=0.3").connect()
+
+
+CALLS: list[Callable[[Broker], Awaitable[object]]] = [
+    lambda broker: broker.publish(1, "orders"),
+    lambda broker: broker.engine.check(),
+    lambda broker: anext(broker.stream("orders")),
+    lambda broker: broker.get("orders", group="shop", timeout=5),
+    lambda broker: broker.admin.topics.list(),
+    lambda broker: broker.admin.topics.describe("orders"),
+    lambda broker: broker.admin.topics.create("orders"),
+    lambda broker: broker.admin.topics.delete("orders"),
+    lambda broker: broker.admin.partitions.list("orders"),
+    lambda broker: broker.admin.partitions.add("orders", 2),
+    lambda broker: broker.admin.groups.list(),
+    lambda broker: broker.admin.groups.lag("shop"),
+    lambda broker: broker.admin.groups.reset("shop", "orders", to=datetime.now(UTC)),
+    lambda broker: broker.admin.groups.delete("shop"),
+    lambda broker: broker.admin.cluster.describe(),
+]
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_a_server_that_falls_silent_ends_every_call_in_time(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(handshake) as address, Broker(f"fluvio://{address}?dial_timeout=0.2") as broker, ticking():
+        for call in CALLS:
+            with pytest.raises(ConnectError, match=address):
+                await asyncio.wait_for(call(broker), 1.5)
+        health = await asyncio.wait_for(broker.admin.cluster.health(), 1.5)
+        assert not health.healthy
+        assert address in health.problems[0]
+        await until(lambda: not broker.engine.available)
+    assert caplog.text.count("it does not answer") == 1
+
+
+async def test_what_is_no_fluvio_is_told_apart() -> None:
+    async def web(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(10)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    async def noise(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(4)
+        writer.write(b"\0\0\0\7\0\0\0\1\0\0\xff")  # an answer to the first request that ends too soon
+
+    async def closing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.close()
+
+    for handle, told in ((web, "no Fluvio"), (noise, "makes no sense"), (closing, "closed the connection")):
+        async with serving(handle) as address:
+            with pytest.raises(ConnectError, match=rf"{address}: .*{told}"):
+                await Broker(f"fluvio://{address}").connect()
+
+
+async def test_an_app_in_the_background_waits_and_stops_cleanly(caplog: pytest.LogCaptureFixture) -> None:
+    (port,) = free_ports(1)
+    app = App("shop", f"fluvio://127.0.0.1:{port}", startup="background")
+
+    @app.subscriber("orders")
+    async def handle(n: int) -> None: ...
+
+    with caplog.at_level(logging.INFO):
+        async with app:
+            await until(lambda: f"127.0.0.1:{port}" in caplog.text)
+            assert not app.is_ready
+            began = time.monotonic()
+    assert time.monotonic() - began < 1
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+# --- packages -----------------------------------------------------------------------------------------
+
+
+async def test_a_missing_package_names_its_extra_when_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for loaded in ("sending", "batching", "records"):
+        monkeypatch.delitem(sys.modules, f"headwater.engines.fluvio.{loaded}", raising=False)
+    monkeypatch.setitem(sys.modules, "google_crc32c", None)
+    with pytest.raises(MissingExtraError, match=r"google-crc32c is not installed: pip install 'headwater\[fluvio\]'"):
+        await Broker("fluvio://127.0.0.1:1").connect()
