@@ -21,6 +21,7 @@ from headwater import (
     Broker,
     ConfigurationError,
     ConnectError,
+    DecodeError,
     FluvioBroker,
     MissingExtraError,
     TopicNameError,
@@ -29,7 +30,7 @@ from headwater.engines.fluvio import names
 from headwater.engines.fluvio.apis import VERSIONS, Stored
 from headwater.engines.fluvio.batching import partition_of, write_batch, write_record
 from headwater.engines.fluvio.membership import View, live_members, new_name
-from headwater.engines.fluvio.records import CODECS, Record, read_batches
+from headwater.engines.fluvio.records import CODECS, HEAD, Record, read_batches
 from headwater.engines.fluvio.settings import Settings
 from headwater.engines.fluvio.wire import i16, many, string
 from servers.certificate import Certificate, make_certificate
@@ -59,6 +60,19 @@ def test_a_torn_last_batch_is_left_out(codec: str) -> None:
     for length in range(len(torn)):
         ((after, (record,)),) = read_batches(whole + torn[:length])
         assert (after, record.value) == (1, b"one")
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_damaged_batch_is_an_error(codec: str) -> None:
+    batch = batch_of((b"k", b"value" * 100), codec=codec)
+    for damaged in (
+        batch[:HEAD] + b"\x7f" + batch[HEAD + 1 :],  # the length of its record, or how its compression begins
+        batch[:HEAD] + b"\x7f" * (len(batch) - HEAD),
+        batch[:8] + (-12).to_bytes(4, "big", signed=True) + batch[12:],  # a length that leads nowhere
+        batch[:21] + (5).to_bytes(2, "big") + batch[23:],  # a compression that nobody knows
+    ):
+        with pytest.raises(DecodeError, match="batch of Fluvio"):
+            list(read_batches(damaged))
 
 
 def test_a_record_without_a_time_has_none() -> None:
