@@ -418,9 +418,15 @@ async def test_an_app_in_the_background_waits_and_stops_cleanly(caplog: pytest.L
 # --- packages -----------------------------------------------------------------------------------------
 
 
-async def test_a_missing_package_names_its_extra_when_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("module", "package", "compression"),
+    [("google_crc32c", "google-crc32c", "none"), *(("cramjam", "cramjam", name) for name in ("snappy", "lz4", "zstd"))],
+)
+async def test_a_missing_package_names_its_extra_when_connecting(
+    monkeypatch: pytest.MonkeyPatch, module: str, package: str, compression: str
+) -> None:
     for loaded in ("sending", "batching", "records"):
         monkeypatch.delitem(sys.modules, f"headwater.engines.fluvio.{loaded}", raising=False)
-    monkeypatch.setitem(sys.modules, "google_crc32c", None)
-    with pytest.raises(MissingExtraError, match=r"google-crc32c is not installed: pip install 'headwater\[fluvio\]'"):
-        await Broker("fluvio://127.0.0.1:1").connect()
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match=rf"{package} is not installed: pip install 'headwater\[fluvio\]'"):
+        await Broker(f"fluvio://127.0.0.1:1?compression={compression}").connect()
