@@ -342,6 +342,14 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"headwater.engines.fluvio.{place}", 0.2)
 
 
+async def test_nobody_there_is_an_error_at_once_that_says_where_and_why() -> None:
+    (port,) = free_ports(1)
+    began = time.monotonic()
+    with pytest.raises(ConnectError, match=rf"127\.0\.0\.1:{port}: .*refused"):
+        await Broker(f"fluvio://127.0.0.1:{port}").connect()
+    assert time.monotonic() - began < 1
+
+
 async def test_a_server_that_never_answers_is_an_error_in_time() -> None:
     async with serving(silent) as address, ticking():
         with pytest.raises(ConnectError, match=rf"{address}: no answer within 0\.3 s"):
