@@ -54,6 +54,21 @@ def test_a_batch_is_read_as_it_was_written(values: list[tuple[bytes | None, byte
     assert [*read_batches(batch_of(*values, codec=codec))] == [(len(values), records)]
 
 
+THEIRS = (
+    "000000000000000100000045ffffffff0253fb5511000000000001000001a203328367000001a203328367ffffffffffffffffffffffffffff"
+    "000000021200000001026102310012000002010262023200"  # two records of Fluvio's own client, as the server sends them
+)
+
+
+def test_a_batch_is_written_and_read_as_the_client_does() -> None:
+    theirs = bytes.fromhex(THEIRS)
+    time = 1795349971815
+    ((after, records),) = read_batches(theirs)
+    assert (after, records) == (3, [Record(1, time, b"a", b"1"), Record(2, time, b"b", b"2")])
+    ours = write_batch([write_record(n, 0, key, value) for n, (_, _, key, value) in enumerate(records)], time, 0, 0)
+    assert ours[8:] == theirs[8:]  # the server says where it begins
+
+
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_torn_last_batch_is_left_out(codec: str) -> None:
     whole, torn = batch_of((b"k", b"one"), codec=codec), batch_of((None, b"two"), (None, b"three"), codec=codec)
@@ -66,7 +81,7 @@ def test_a_torn_last_batch_is_left_out(codec: str) -> None:
 def test_a_damaged_batch_is_an_error(codec: str) -> None:
     batch = batch_of((b"k", b"value" * 100), codec=codec)
     for damaged in (
-        batch[:HEAD] + b"\x7f" + batch[HEAD + 1 :],  # the length of its record, or how its compression begins
+        batch[:HEAD] + b"\x7f" + batch[HEAD + 1 :],  # how many records it has, or how its compression begins
         batch[:HEAD] + b"\x7f" * (len(batch) - HEAD),
         batch[:8] + (-12).to_bytes(4, "big", signed=True) + batch[12:],  # a length that leads nowhere
         batch[:21] + (5).to_bytes(2, "big") + batch[23:],  # a compression that nobody knows

@@ -9,11 +9,12 @@ from typing import Final
 
 from google_crc32c import value as crc32c
 
-from .records import HEAD, compress
+from .records import COUNT, HEAD, compress
 from .wire import varint
 
 MAX_BATCH: Final = 2_097_152  # bytes that a server takes at once
-LONGEST_RECORD_HEAD: Final = 32  # bytes of a record besides its key and its value
+ROOM: Final = MAX_BATCH - HEAD - COUNT.size  # bytes of them for records
+LONGEST_RECORD_HEAD: Final = 28  # bytes of a record besides its key and its value
 
 _CHECKED: Final = struct.Struct(">hiqqqhi")  # from the attributes on: what the checksum covers
 _START: Final = struct.Struct(">qiibI")
@@ -31,7 +32,7 @@ def write_record(number: int, delta: int, key: bytes | None, value: bytes) -> by
 
 def write_batch(records: Sequence[bytes], time: int, last_delta: int, codec: int) -> bytes:
     """A batch of records that were written for it; the server gives it its offset."""
-    body = compress(b"".join(records), codec)
+    body = compress(COUNT.pack(len(records)) + b"".join(records), codec)
     last = len(records) - 1
     checked = _CHECKED.pack(codec, last, time, time + last_delta, -1, -1, -1) + body
     return _START.pack(0, HEAD - 12 + len(body), -1, 2, crc32c(checked)) + checked

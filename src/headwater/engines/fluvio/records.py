@@ -13,6 +13,8 @@ from .wire import Reader
 
 HEAD: Final = 57  # bytes of a batch before its records
 
+COUNT: Final = struct.Struct(">i")  # how many records there are, before them and compressed with them
+
 _HEAD: Final = struct.Struct(">qiibIhiqqqhi")
 _HAS_SCHEMA: Final = 0x10
 _CODEC: Final = 0x07
@@ -58,6 +60,7 @@ def _read_records(data: bytes, base: int, first_time: int) -> list[Record]:
     varint, end = reader.varint, len(data)
     has_time = first_time > 0
     try:
+        (count,) = COUNT.unpack(reader.raw(COUNT.size))
         while reader.at < end:
             length = varint()
             after = length + reader.at
@@ -70,6 +73,8 @@ def _read_records(data: bytes, base: int, first_time: int) -> list[Record]:
             value = reader.raw(varint())
             reader.at = after
             found.append(Record(offset, first_time + delta if has_time else -1, key, value))
+        if len(found) != count:
+            raise IndexError(f"{len(found)} of {count} records")
     except IndexError as error:
         raise DecodeError(f"a batch of Fluvio at offset {base} is damaged: {error}") from error
     return found

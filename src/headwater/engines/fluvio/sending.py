@@ -23,15 +23,15 @@ from ...errors import (
 from ...message import Headers, Outgoing, Receipt
 from . import apis, names
 from .apis import Place, Produced
-from .batching import LONGEST_RECORD_HEAD, MAX_BATCH, partition_of, write_batch, write_record
+from .batching import LONGEST_RECORD_HEAD, ROOM, partition_of, write_batch, write_record
 from .cluster import Cluster
 from .connection import LostError
-from .records import CODECS, HEAD, compress
+from .records import CODECS, compress
 from .settings import Settings
 from .wire import TIMED_OUT, TOO_LARGE, TOPIC_DELETED, TOPIC_NOT_FOUND, Fault, Reader
 
 ANSWER_WITHIN: Final = 30.0  # seconds that a leader has to confirm a batch
-MOST: Final = MAX_BATCH - HEAD - LONGEST_RECORD_HEAD  # bytes of a key and a value, envelope included
+MOST: Final = ROOM - LONGEST_RECORD_HEAD  # bytes of a key and a value, envelope included
 _ALL: Final = -1  # replicas in sync
 _LEADER: Final = 1
 
@@ -223,7 +223,7 @@ class Lane:
     def _take(self) -> list[Letter]:
         """As many as fit into a batch; those that nobody waits for any more are dropped."""
         taken: list[Letter] = []
-        room = MAX_BATCH - HEAD
+        room = ROOM
         waiting = self._waiting
         while waiting:
             letter = waiting[0]
