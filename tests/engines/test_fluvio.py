@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engines.fluvio_peer import FluvioPeer, client
 from headwater import (
     App,
     Broker,
@@ -23,9 +26,16 @@ from headwater import (
     ConnectError,
     DecodeError,
     FluvioBroker,
+    Message,
     MissingExtraError,
+    OffsetOutOfRangeError,
+    Outgoing,
+    Position,
+    Topic,
     TopicNameError,
+    TopicNotFoundError,
 )
+from headwater.admin import MemberInfo
 from headwater.engines.fluvio import names
 from headwater.engines.fluvio.apis import VERSIONS, Stored
 from headwater.engines.fluvio.batching import partition_of, write_batch, write_record
@@ -33,6 +43,7 @@ from headwater.engines.fluvio.membership import View, live_members, new_name
 from headwater.engines.fluvio.records import CODECS, HEAD, Record, read_batches
 from headwater.engines.fluvio.settings import Settings
 from headwater.engines.fluvio.wire import i16, many, string
+from headwater.testing.contract.tools import QUIET, reading, settled, taken
 from servers.certificate import Certificate, make_certificate
 from servers.process import free_ports
 from waiting import until
@@ -455,3 +466,226 @@ async def test_a_missing_package_names_its_extra_when_connecting(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=rf"{package} is not installed: pip install 'headwater\[fluvio\]'"):
         await Broker(f"fluvio://127.0.0.1:1?compression={compression}").connect()
+
+
+# --- on a cluster: beside Fluvio's own client ----------------------------------------------------------
+
+MakeBroker = Callable[..., FluvioBroker]
+
+
+@pytest.fixture
+def topic() -> str:
+    return f"numbers-{os.urandom(4).hex()}"
+
+
+@pytest.fixture
+def make_broker(fluvio_endpoint: str) -> MakeBroker:
+    """Makes brokers whose members are missed soon."""
+
+    def make(**options: Any) -> FluvioBroker:
+        return FluvioBroker(f"fluvio://{fluvio_endpoint}", **{"session_timeout": 3, **options})
+
+    return make
+
+
+@pytest.fixture
+async def broker(make_broker: MakeBroker, topic: str) -> AsyncIterator[FluvioBroker]:
+    async with make_broker() as broker:
+        await broker.declare([Topic(topic, partitions=3)])
+        yield broker
+        if topic in {found.name for found in await broker.admin.topics.list()}:
+            await broker.admin.topics.delete(topic)
+
+
+async def read_all(broker: Broker, topic: str, count: int, **options: Any) -> list[Message]:
+    async with broker.stream(topic, limit=count, **{"start": "earliest", **options}) as stream, asyncio.timeout(20):
+        return [message async for message in stream]
+
+
+@pytest.mark.parametrize("compression", CODECS)
+async def test_what_the_client_publishes_is_read_and_keys_go_where_it_puts_them(
+    broker: FluvioBroker, make_broker: MakeBroker, fluvio_endpoint: str, topic: str, compression: str
+) -> None:
+    pytest.importorskip("fluvio")
+    sent = [(f"key {n}", f'{{"n":{n}}}') for n in range(30)]
+    theirs = await client(fluvio_endpoint, "publish", topic, sent, compression)
+    now = datetime.now(UTC)
+    found = {(m.partition, m.offset): (m.key, m.value, m.headers) for m in await read_all(broker, topic, 30)}
+    assert found == {
+        tuple(place): (key, {"n": n}, {}) for n, (place, (key, _)) in enumerate(zip(theirs, sent, strict=True))
+    }
+    times = [message.timestamp for message in await read_all(broker, topic, 30)]
+    assert max(abs(time - now) for time in times) < timedelta(seconds=30)
+    async with make_broker(compression=compression) as ours:
+        receipts = await ours.publish_many([Outgoing({"n": n}, topic, key=key) for n, (key, _) in enumerate(sent)])
+    assert [receipt.partition for receipt in receipts] == [partition for partition, _ in theirs]
+
+
+@pytest.mark.parametrize("compression", CODECS)
+async def test_what_has_nothing_to_carry_is_a_plain_record_for_the_client(
+    broker: FluvioBroker, make_broker: MakeBroker, fluvio_endpoint: str, topic: str, compression: str
+) -> None:
+    pytest.importorskip("fluvio")
+    async with make_broker(compression=compression) as ours:
+        sent = [Outgoing({"n": n}, topic, key=key, partition=1) for n, key in enumerate((None, "", "ada", "x" * 1000))]
+        receipts = await ours.publish_many(sent)
+    read = await client(fluvio_endpoint, "read", topic, 1, 4)
+    assert [one[0] for one in read] == [receipt.offset for receipt in receipts]
+    assert [(key, value) for _, _, key, value in read] == [
+        (key, f'{{"n":{n}}}')
+        for n, key in enumerate(("No key", "", "ada", "x" * 1000))  # what it says where there is none
+    ]
+    assert {time for _, time, _, _ in read} == {round(receipt.timestamp.timestamp() * 1000) for receipt in receipts}
+
+
+# --- reading ------------------------------------------------------------------------------------------
+
+
+async def test_a_start_by_time_is_found_among_and_inside_batches(broker: FluvioBroker, topic: str) -> None:
+    times = []
+    for first in range(0, 300, 100):
+        outgoing = [Outgoing(n, topic, partition=n % 3) for n in range(first, first + 100)]
+        receipts = await broker.publish_many(outgoing)
+        times.append(min(receipt.timestamp for receipt in receipts))
+        await asyncio.sleep(0.01)  # the next ones are later
+    for first, moment in enumerate(times):
+        values = {message.value for message in await read_all(broker, topic, 300 - 100 * first, start=moment)}
+        assert values == set(range(100 * first, 300))
+    assert len(await read_all(broker, topic, 300, start=times[0] - timedelta(days=1))) == 300
+    assert await read_all(broker, topic, 1, start=datetime.now(UTC) + timedelta(days=1), wait=QUIET) == []
+
+
+async def test_messages_larger_than_what_is_read_ahead_arrive(
+    broker: FluvioBroker, make_broker: MakeBroker, topic: str
+) -> None:
+    bodies = [os.urandom(size) for size in (10, 2_000_000, 70_000, 10, 900_000)]
+    for body in bodies:
+        await broker.publish(body, topic, partition=0)
+    async with make_broker(fetch_bytes=1 << 16) as frugal:
+        assert [message.body for message in await read_all(frugal, topic, 5, partitions=[0])] == bodies
+
+
+async def test_streams_end_where_they_should_and_leave_nothing_behind(broker: FluvioBroker, topic: str) -> None:
+    await broker.publish_many([Outgoing(n, topic, partition=0) for n in range(50)])
+    tasks = asyncio.all_tasks()
+    async with broker.stream(topic, start="earliest", until=lambda message: message.value == 20) as stream:
+        assert [message.value async for message in stream][-1] in (19, 20)
+    async with broker.stream(topic, start={0: 40}, partitions=[0], wait=QUIET) as stream:
+        assert [message.value async for message in stream] == list(range(40, 50))
+    async with broker.stream(topic, start="earliest") as stream:
+        await anext(stream)  # and no more
+    async with broker.stream(topic) as stream:
+        waiting = asyncio.create_task(anext(stream))
+        await until(lambda: broker.engine.available)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    await until(lambda: asyncio.all_tasks() <= tasks)
+
+
+async def test_an_offset_that_is_not_kept_is_an_error_that_says_which_are(broker: FluvioBroker, topic: str) -> None:
+    await broker.publish_many([Outgoing(n, topic, partition=0) for n in range(5)])
+    with pytest.raises(OffsetOutOfRangeError, match=rf"offset 9 of '{topic}'\[0\].* 0 up to, not including, 5"):
+        await read_all(broker, topic, 1, start=9, partitions=[0])
+    async with reading(broker, topic, None, start="earliest") as place:
+        await taken(place, 5)
+        for offset in (6, -1):
+            with pytest.raises(OffsetOutOfRangeError):
+                await place.seek(Position(topic, 0, offset))
+        with pytest.raises(TopicNotFoundError, match=rf"{topic}\[7\]"):
+            await place.seek(Position(topic, 7, 0))
+        await place.seek(Position(topic, 0, 3))
+        assert [message.value for message in await taken(place, 2)] == [3, 4]
+
+
+async def test_a_topic_that_is_deleted_under_its_readers_is_an_error(broker: FluvioBroker, topic: str) -> None:
+    await broker.publish(1, topic)
+    async with reading(broker, topic, None, start="earliest") as reader, reading(broker, topic, "shop") as member:
+        await taken(reader, 1)
+        await broker.admin.topics.delete(topic)
+        for place in (reader, member):
+            with pytest.raises(TopicNotFoundError, match=f"'{topic}': it was deleted"):
+                await taken(place, 1)
+
+
+async def test_a_group_begins_anew_on_a_topic_that_was_made_again(broker: FluvioBroker, topic: str) -> None:
+    await broker.publish_many([Outgoing(n, topic, partition=0) for n in range(10)])
+    async with reading(broker, topic, "shop", start="earliest") as place:
+        await place.ack(await taken(place, 10))
+    await broker.admin.topics.delete(topic)
+    await broker.declare([Topic(topic, partitions=3)])
+    await broker.publish_many([Outgoing(n, topic, partition=0) for n in range(3)])
+    async with reading(broker, topic, "shop", start="earliest") as place:
+        assert [message.value for message in await taken(place, 3)] == [0, 1, 2]
+
+
+# --- groups that share --------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def two_members(broker: FluvioBroker, topic: str) -> AsyncIterator[tuple[FluvioPeer, list[int]]]:
+    """A process and an app that share, and what the app has handled; both have had something of the first 300."""
+    assert broker.url is not None
+    app, handled = App(f"shop-{topic}", FluvioBroker(broker.url, session_timeout=3)), list[int]()
+
+    @app.subscriber(topic, start="earliest", concurrency=4)
+    async def handle(n: int) -> None:
+        handled.append(n)
+
+    with FluvioPeer("consume", broker.url, topic=topic, group=f"shop-{topic}") as peer:
+        await peer.saying("ready")
+        async with app:
+            await publish(broker, topic, 0)
+            await peer.saying("done")
+            await settled(lambda: handled)
+            yield peer, handled
+
+
+async def publish(broker: Broker, topic: str, first: int) -> None:
+    await broker.publish_many([Outgoing(n, topic, key=str(n)) for n in range(first, first + 300)])
+
+
+def done(peer: FluvioPeer) -> set[int]:
+    """What it handled in its life."""
+    peer.kill()
+    return {int(line[1]) for line in peer.rest() if line[0] == "done"}
+
+
+async def test_a_member_that_is_killed_is_replaced_in_time_and_nothing_is_lost(
+    broker: FluvioBroker, topic: str
+) -> None:
+    async with two_members(broker, topic) as (peer, handled):
+        theirs, began = done(peer), time.monotonic()
+        await publish(broker, topic, 300)
+        await settled(lambda: {*handled} | theirs == {*range(600)})
+        assert time.monotonic() - began < 3 + 3  # its session, and what sharing anew takes
+
+
+async def test_a_member_that_hangs_is_replaced_and_comes_back_as_another(broker: FluvioBroker, topic: str) -> None:
+    async with two_members(broker, topic) as (peer, handled):
+        (before,) = [one for one in await members_of(broker, topic) if str(peer.pid) in one.client]
+        peer.signal(signal.SIGSTOP)
+        began = time.monotonic()
+        await publish(broker, topic, 300)
+        await settled(lambda: {*handled} >= {*range(300, 600)})
+        assert time.monotonic() - began < 3 + 3
+        peer.signal(signal.SIGCONT)
+        while "went on without us" not in " ".join(await peer.saying("log")):
+            pass
+
+        async def shares_again() -> bool:
+            members = await members_of(broker, topic)
+            return len(members) == 2 and all(member.partitions for member in members)
+
+        await settled(shares_again)
+        assert before.id in [one.id for one in await members_of(broker, topic)]
+        sofar = len(handled)
+        await publish(broker, topic, 600)
+        await settled(lambda: len(handled) > sofar)
+        await peer.saying("done")
+        theirs = done(peer)
+        await settled(lambda: {*handled} | theirs == {*range(900)})
+        assert not [line for line in peer.seen if line[:2] == ["log", "ERROR"]]
+
+
+async def members_of(broker: Broker, topic: str) -> tuple[MemberInfo, ...]:
+    return (await broker.admin.groups.describe(f"shop-{topic}")).members
