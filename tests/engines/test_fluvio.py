@@ -36,6 +36,7 @@ from headwater import (
     TopicNotFoundError,
 )
 from headwater.admin import MemberInfo
+from headwater.engine import Change
 from headwater.engines.fluvio import names
 from headwater.engines.fluvio.apis import VERSIONS, Stored
 from headwater.engines.fluvio.batching import partition_of, write_batch, write_record
@@ -43,7 +44,7 @@ from headwater.engines.fluvio.membership import View, live_members, new_name
 from headwater.engines.fluvio.records import CODECS, HEAD, Record, read_batches
 from headwater.engines.fluvio.settings import Settings
 from headwater.engines.fluvio.wire import i16, many, string
-from headwater.testing.contract.tools import QUIET, reading, settled, taken
+from headwater.testing.contract.tools import QUIET, held, reading, settled, taken
 from servers.certificate import Certificate, make_certificate
 from servers.process import free_ports
 from waiting import until
@@ -619,6 +620,23 @@ async def test_a_group_begins_anew_on_a_topic_that_was_made_again(broker: Fluvio
 
 
 # --- groups that share --------------------------------------------------------------------------------
+
+
+async def test_a_place_that_is_given_up_at_any_moment_is_free_for_others(broker: FluvioBroker, topic: str) -> None:
+    async def stay() -> None:
+        async with reading(broker, topic, "shop", start="earliest"):
+            await asyncio.Event().wait()
+
+    for n in range(12):
+        staying = asyncio.create_task(stay())
+        await asyncio.sleep(n * 0.03)  # it is in the middle of something
+        staying.cancel()
+        (outcome,) = await asyncio.gather(staying, return_exceptions=True)
+        assert isinstance(outcome, asyncio.CancelledError)
+    changes, began = list[Change](), time.monotonic()
+    async with reading(broker, topic, "shop", start="earliest", changes=changes):
+        await settled(lambda: len(held(changes)) == 3)
+    assert time.monotonic() - began < 2  # nobody has to be taken for dead
 
 
 @asynccontextmanager

@@ -236,8 +236,8 @@ class Membership:
                 return  # we were taken for dead meanwhile
             new = view.share(self.name) - self._held
             if new:
-                self._held |= new
                 await self._sharing.take(self._topic, new)
+                self._held |= new
             self.joined.set()
 
     async def _clear_away(self, stored: Sequence[Stored], now: int) -> None:
