@@ -57,7 +57,7 @@ class FluvioSubscription:
             raise ConfigurationError(
                 f"start={source.start} needs one partition: give partitions=[n] or start={{n: {source.start}}}"
             )
-        await self._open(await offsets.resolve(self._cluster, source.start, wanted))
+        self._open(await offsets.resolve(self._cluster, source.start, wanted))
 
     async def _take_part(self, group: str, topics: Sequence[str]) -> None:
         for topic in topics:
@@ -85,7 +85,7 @@ class FluvioSubscription:
             await membership.close()
         await self._merge.close()
 
-    async def _open(self, starts: Mapping[Place, int]) -> None:
+    def _open(self, starts: Mapping[Place, int]) -> None:
         fetch = max(LEAST_FETCH, self._settings.fetch_bytes // max(1, len(starts)))
         for place, offset in starts.items():
             stream = PartitionStream(
@@ -120,7 +120,7 @@ class FluvioSubscription:
                 starts[place] = earliest
         self._epoch += 1
         await self._on_change(Assigned(_ours(topic, numbers), self._epoch))
-        await self._open(starts)
+        self._open(starts)
 
     async def give_up(self, topic: str, numbers: frozenset[int]) -> None:
         """These go to somebody else: have the core finish what is in flight, store it, and stop."""
@@ -183,11 +183,13 @@ class FluvioSubscription:
         native = (names.native(position.topic), position.partition)
         offset = int(position.offset)
         offsets.check(native, offset, await self._cluster.range(native))
-        paused, stored = self._merge.inlets[place].paused, self._merge.inlets[place].claim.stored
-        await self._merge.close(frozenset((place,)))
-        await self._open({native: offset})
+        before = self._merge.inlets.get(place)
+        if before is None:  # it went to another member meanwhile
+            raise TopicNotFoundError(f"{position.topic}[{position.partition}]", "it is not read here")
+        self._open({native: offset})
         inlet = self._merge.inlets[place]
-        inlet.paused, inlet.claim.stored = paused, stored
+        inlet.paused, inlet.claim.stored = before.paused, before.claim.stored
+        await before.close()
 
     # --- settling -------------------------------------------------------------------------------------
 
@@ -208,12 +210,18 @@ class FluvioSubscription:
                 log.debug("acknowledgements could not be stored, they are tried again: %s", error)
 
     async def _store_done(self, places: frozenset[Place]) -> None:
-        for place in places:
-            inlet = self._merge.inlets.get(place)
-            if inlet is not None and inlet.claim.done != inlet.claim.stored:
-                done = inlet.claim.done
-                await inlet.stream.store(done - 1)
-                inlet.claim.stored = done
+        """One that cannot be stored keeps no other from it. Raises what the first of those says, in the end."""
+        inlets = [inlet for place in places if (inlet := self._merge.inlets.get(place)) is not None]
+        behind = [inlet for inlet in inlets if inlet.claim.done != inlet.claim.stored]
+        for outcome in await asyncio.gather(*map(self._store, behind), return_exceptions=True):
+            if outcome is not None:
+                raise outcome
+
+    @staticmethod
+    async def _store(inlet: Inlet) -> None:
+        done = inlet.claim.done
+        await inlet.stream.store(done - 1)
+        inlet.claim.stored = done
 
     async def commit(self, acks: Sequence[Message], sends: Sequence[Outgoing]) -> Sequence[Receipt]:
         raise NotSupportedError("fluvio", "commit", "it has no transactions")

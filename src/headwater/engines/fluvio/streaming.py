@@ -48,10 +48,16 @@ class PartitionStream:
         self._modules = modules
         self._connection: Connection | None = None
         self._chunks: asyncio.Queue[Streamed | None] = asyncio.Queue()
+        self._opening = asyncio.Lock()
         self._tries = 0
 
     async def open(self) -> None:
-        """Have it sent. Raises ConnectError, TopicNotFoundError."""
+        """Have it sent. Raises ConnectError, TopicNotFoundError. Idempotent: who reads and who stores may both ask."""
+        async with self._opening:
+            if self._connection is None:
+                await self._open()
+
+    async def _open(self) -> None:
         connection = await self._cluster.another(self.place)
         chunks: asyncio.Queue[Streamed | None] = asyncio.Queue()
 
@@ -79,8 +85,7 @@ class PartitionStream:
         """
         while True:
             try:
-                if self._connection is None:
-                    await self.open()
+                await self.open()
                 if records := await self._read_chunk():
                     self._tries = 0
                     return records
@@ -150,9 +155,9 @@ class PartitionStream:
     async def store(self, offset: int) -> None:
         """Keep, for its consumer, that all up to this offset is done. Raises ConnectError, HeadwaterError."""
         try:
+            await self.open()
             if self._connection is None:
-                await self.open()
-            assert self._connection is not None
+                raise LostError("closed here")
             await self._connection.ask(apis.STORE_OFFSET, apis.store_offset(STREAM, offset), apis.read_stored)
         except (LostError, TimeoutError) as error:
             raise ConnectError(self._cluster.address, f"an offset could not be stored: {error}") from error
