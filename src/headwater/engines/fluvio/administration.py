@@ -25,7 +25,7 @@ from ...errors import ConfigurationError, GroupNotFoundError, HeadwaterError
 from ...topics import is_internal
 from . import names, offsets
 from .apis import PartitionState, Place, TopicSettings, TopicState
-from .membership import View, live_members, prefix_of
+from .membership import View, live_members, new_name, prefix_of
 from .options import NOTHING, Fluvio
 from .settings import Settings
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 DEFAULT_RETENTION: Final = timedelta(days=7)  # Fluvio's own, where a topic was made without one
 LEADER_ANSWERS_WITHIN: Final = 1.0  # seconds
-_NOW: Final = "hw-now"  # stored for a moment, to learn the time by the server's clock
 
 
 class FluvioAdmin:
@@ -141,10 +140,11 @@ class FluvioAdmin:
         prefix = prefix_of(group)
         if not any(one.consumer.startswith(prefix) for one in await self._cluster.stored(place)):
             return []
-        await offsets.store(self._cluster, _NOW, {place: 0})
+        name = new_name("", "now")  # stored for a moment, to learn the time by the server's clock
+        await offsets.store(self._cluster, name, {place: 0})
         stored = await self._cluster.stored(place)
-        await self._cluster.delete_stored(place, _NOW)
-        now = next((one.time for one in stored if one.consumer == _NOW), 0)
+        await self._cluster.delete_stored(place, name)
+        now = next(one.time for one in stored if one.consumer == name)
         members = live_members(stored, group, now, self._engine.settings.session_timeout)
         count = await self._cluster.count(topic)
         views = [View(tuple(member.name for member in members), count, exclusive) for exclusive in (False, True)]

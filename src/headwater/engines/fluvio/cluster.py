@@ -16,7 +16,7 @@ from ...errors import (
 )
 from . import apis, names
 from .apis import Api, PartitionState, Place, Spu, Stored, TopicSettings, TopicState
-from .connection import ANSWER_WITHIN, Address, Connection, LostError, dial
+from .connection import ANSWER_WITHIN, WHO, Address, Connection, LostError, dial
 from .link import Link
 from .settings import Settings
 from .wire import NO_PERMISSION, PASSING, TOPIC_DELETED, TOPIC_EXISTS, TOPIC_NOT_FOUND, Fault, Reader
@@ -104,8 +104,7 @@ class Cluster:
 
     async def version(self) -> str:
         """Of the controller."""
-        connection = await self._controlling()
-        return connection.spoken.platform
+        return await self.control(apis.VERSIONS, lambda _: WHO, lambda reader: apis.read_versions(reader).platform)
 
     async def spus(self) -> list[Spu]:
         found = await self.listed(apis.SPU, apis.read_spu)
