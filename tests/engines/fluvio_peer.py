@@ -96,7 +96,8 @@ def topics(config: Any) -> list[str]:
 def partitions(config: Any, topic: str) -> list[str]:
     from fluvio import FluvioAdmin
 
-    return sorted(one.name() for one in FluvioAdmin.connect_with_config(config).list_partitions([topic]))
+    found = FluvioAdmin.connect_with_config(config).list_partitions([])
+    return sorted(one.name() for one in found if one.name().rpartition("-")[0] == topic)
 
 
 def create_topic(config: Any, topic: str) -> None:
