@@ -182,6 +182,7 @@ async def test_an_spu_that_falls_silent_ends_every_call_in_time(
     broker: FluvioBroker, topic: str, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("headwater.engines.fluvio.cluster.ANSWER_WITHIN", 0.3)
+    monkeypatch.setattr("headwater.engines.fluvio.administration.LEADER_ANSWERS_WITHIN", 0.3)
     await handled(broker, topic, group, 1)
     cluster: Cluster = broker.engine.cluster  # type: ignore[attr-defined]  # Fluvio's
     real = await cluster.address_of((await cluster.spus())[0].id)
@@ -206,4 +207,5 @@ async def test_an_spu_that_falls_silent_ends_every_call_in_time(
             ):
                 with pytest.raises(ConnectError):
                     await asyncio.wait_for(call, 3)
+            assert any("does not answer" in told for told in (await far.admin.cluster.health()).problems)
     assert (await broker.admin.groups.lag(group, topic)).partitions[0].committed == 1

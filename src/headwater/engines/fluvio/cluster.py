@@ -267,6 +267,10 @@ class Cluster:
             raise ConnectError(self.address, f"SPU {spu} is not known to the controller")
         return self.settings.address._replace(host=found.host, port=found.port)
 
+    async def greet(self, spu: int, within: float) -> None:
+        """Have an SPU say what it speaks, on a connection of its own. Raises ConnectError."""
+        (await dial(await self.address_of(spu), within)).abort("greeted")
+
     async def link(self, spu: int) -> Link:
         """The link to this SPU. Raises ConnectError."""
         link = self._links.get(spu)
