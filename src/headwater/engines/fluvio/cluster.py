@@ -30,7 +30,7 @@ OFFSETS: Final[Place] = ("consumer-offset", 0)  # where the cluster keeps what c
 
 
 class Cluster:
-    """Asks the controller of topics and partitions, and keeps one link to each SPU that is spoken to."""
+    """Asks the controller of topics and partitions, and keeps links to each SPU that is spoken to."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -38,6 +38,7 @@ class Cluster:
         self._controller: Link | None = None
         self._spus: dict[int, Spu] = {}
         self._links: dict[int, Link] = {}
+        self._writing: dict[int, Link] = {}  # to the same: nothing else is answered there until replicas have it all
         self._opening = asyncio.Lock()
         self._leaders: dict[Place, int] = {}
         self._counts: dict[str, int] = {}  # partitions of a topic
@@ -57,8 +58,9 @@ class Cluster:
         self._controller = link
 
     async def close(self) -> None:
-        links = [*self._links.values(), *([self._controller] if self._controller is not None else [])]
-        self._links, self._controller = {}, None
+        links = [*self._links.values(), *self._writing.values()]
+        links += [self._controller] if self._controller is not None else []
+        self._links, self._writing, self._controller = {}, {}, None
         for link in links:
             await link.close()
 
@@ -271,17 +273,26 @@ class Cluster:
         """Have an SPU say what it speaks, on a connection of its own. Raises ConnectError."""
         (await dial(await self.address_of(spu), within)).abort("greeted")
 
-    async def link(self, spu: int) -> Link:
-        """The link to this SPU. Raises ConnectError."""
-        link = self._links.get(spu)
-        if link is None:
+    async def link(self, spu: int, *, writing: bool = False) -> Link:
+        """The link to this SPU for questions, or the one that is written through. Raises ConnectError."""
+        links = self._writing if writing else self._links
+        if spu not in links:
             async with self._opening:
-                link = self._links.get(spu)
-                if link is None:
-                    link = Link(f"SPU {spu} of Fluvio at {self.address}", lambda: self._reach(spu))
+                if spu not in self._links:
+                    watched = Link(f"SPU {spu} of Fluvio at {self.address}", lambda: self._reach_again(spu))
+                    await watched.open()
+                    self._links[spu] = watched
+                if spu not in links:
+                    link = Link(f"writing to SPU {spu}", lambda: self._reach(spu), watched=False)
                     await link.open()
-                    self._links[spu] = link
-        return link
+                    self._writing[spu] = link
+        return links[spu]
+
+    async def _reach_again(self, spu: int) -> Connection:
+        """One that went away is not waited for by those who write, either."""
+        if (writing := self._writing.get(spu)) is not None:
+            writing.drop("its SPU went away")
+        return await self._reach(spu)
 
     async def _reach(self, spu: int) -> Connection:
         try:
@@ -301,7 +312,7 @@ class Cluster:
         """
         async with asyncio.timeout(timeout):
             while True:
-                if (connection := await self._connection(place)) is None:
+                if (connection := await self._connection(place, writing=api is apis.PRODUCE)) is None:
                     continue
                 try:
                     return await connection.ask(api, body, read, timeout)
@@ -311,10 +322,10 @@ class Cluster:
                 self.leader_changed(place)
                 await asyncio.sleep(AGAIN)
 
-    async def _connection(self, place: Place) -> Connection | None:
+    async def _connection(self, place: Place, *, writing: bool) -> Connection | None:
         """To the leader of a partition; None if it is away, or was: there may be another one by now."""
         try:
-            link = await self.link(await self.leader(place))
+            link = await self.link(await self.leader(place), writing=writing)
             async with asyncio.timeout(LOOK_AGAIN):
                 return await link.connection()
         except TimeoutError:
