@@ -6,7 +6,18 @@ import platform
 import sys
 from importlib import import_module
 
-TABLES = ("overhead", "imports", "publishing", "consuming", "latency", "blocking", "growth", "services", "streams")
+TABLES = (
+    "overhead",
+    "imports",
+    "publishing",
+    "consuming",
+    "latency",
+    "blocking",
+    "growth",
+    "services",
+    "streams",
+    "fluvio",
+)
 
 
 def main() -> None:

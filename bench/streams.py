@@ -11,9 +11,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import nats
+import redis.asyncio as aioredis
+import rstream
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from headwater import Broker, LocalBroker, Outgoing
+from headwater import Broker, LocalBroker, Outgoing, RabbitBroker
 
 from . import servers
 from .report import Row, interleaved, rate, render
@@ -22,7 +24,7 @@ BODY = b"x" * 100
 BATCH = 500
 PARTITIONS = 4
 FRAME = 1000  # messages of one append to the embedded log
-EMBEDDED, KAFKA, JETSTREAM = 1_000_000, 300_000, 40_000  # messages of one round
+EMBEDDED, KAFKA, JETSTREAM, REDIS, RABBIT = 1_000_000, 300_000, 40_000, 100_000, 40_000  # messages of one round
 RAW = 1_000_000  # a second: what the embedded log is to reach
 
 Read = Callable[[], Awaitable[float]]
@@ -107,10 +109,73 @@ async def jetstream() -> AsyncIterator[tuple[Read, Read]]:
             yield (lambda: ours(broker, JETSTREAM)), (lambda: pull(address))
 
 
+async def follow(port: int) -> float:
+    """`xread(count=500)` in a loop, with hiredis; each entry is asked for its body."""
+    async with aioredis.Redis(port=port) as client:
+        read = first = 0
+        place: Any = "0-0"
+        while read < REDIS:
+            found: Any = await client.xread({"readings": place}, count=BATCH)
+            entries = found[b"readings"][0] if isinstance(found, dict) else found[0][1]
+            bodies = [fields[b"body"] for _, fields in entries]
+            place = entries[-1][0]
+            if not read:
+                first, begin = len(bodies), time.perf_counter()
+            read += len(bodies)
+        return (read - first) / (time.perf_counter() - begin)
+
+
+@asynccontextmanager
+async def redis_streams() -> AsyncIterator[tuple[Read, Read]]:
+    with servers.redis() as port:
+        async with Broker(f"redis://127.0.0.1:{port}") as broker:
+            await fill(broker, REDIS)
+            yield (lambda: ours(broker, REDIS)), (lambda: follow(port))
+
+
+async def subscribe(port: int) -> float:
+    """The stream protocol, with credit for ten chunks; the body of each message is decoded."""
+    done, read, begin = asyncio.Event(), 0, 0.0
+
+    def take(message: Any, _: Any) -> None:
+        nonlocal read, begin
+        assert message.body
+        begin = begin or time.perf_counter()
+        read += 1
+        if read == RABBIT:
+            done.set()
+
+    consumer = rstream.Consumer("127.0.0.1", port, username="guest", password="guest")
+    await consumer.start()
+    start = rstream.ConsumerOffsetSpecification(rstream.OffsetType.FIRST)
+    await consumer.subscribe("readings", take, decoder=rstream.amqp_decoder, offset_specification=start)
+    await done.wait()
+    taken = time.perf_counter() - begin
+    await consumer.close()
+    return (read - 1) / taken
+
+
+@asynccontextmanager
+async def rabbit_streams() -> AsyncIterator[tuple[Read, Read]]:
+    from servers.rabbit import RabbitServer  # the tests' own
+
+    async with RabbitServer() as server, RabbitBroker(server.url, queue_type="stream") as broker:
+        await fill(broker, RABBIT)
+        yield (lambda: ours(broker, RABBIT)), (lambda: subscribe(server.stream_port))
+
+
+PEERS = (
+    ("Kafka", "confluent-kafka", kafka),
+    ("JetStream", "nats-py", jetstream),
+    ("Redis Streams", "redis-py", redis_streams),
+    ("RabbitMQ, stream", "rstream", rabbit_streams),
+)
+
+
 async def measure() -> str:
     raw = await embedded()
     rows = [Row("embedded log, raw", "1M/s", rate(raw), rate(RAW), raw / RAW, 1.0)]
-    for name, peer, opened in (("Kafka", "confluent-kafka", kafka), ("JetStream", "nats-py", jetstream)):
+    for name, peer, opened in PEERS:
         async with opened() as (mine, theirs):
             us, them = await interleaved(mine, theirs, rounds=3)
         rows.append(Row(name, peer, rate(us), rate(them), us / them, 0.9))

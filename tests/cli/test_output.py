@@ -54,6 +54,13 @@ def test_a_terminal_is_asked_before_anything_is_destroyed(shell: Shell) -> None:
     assert "deleted orders" in on_terminal(shell, "topics", "delete", shell.url, "orders", typed="y\n")
 
 
+def test_publishing_much_shows_on_a_terminal_how_many_and_how_fast(shell: Shell) -> None:
+    shell.write("notes.txt", "note\n" * 5000)
+    seen = on_terminal(shell, "publish", shell.url, "notes", "--file", "notes.txt")
+    assert "a second" in seen
+    assert "published 5000 messages to notes" in seen
+
+
 def test_a_pipe_gets_plain_text(shell: Shell) -> None:
     shell.publish(Outgoing(1, "orders"))
     out = shell("topics", "list", shell.url).stdout

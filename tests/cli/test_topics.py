@@ -1,6 +1,10 @@
-"""`headwater topics` and `headwater cluster`."""
+"""`headwater topics` and `headwater cluster`; and what looks after a broker, on real servers."""
 
 from __future__ import annotations
+
+import os
+
+import pytest
 
 from headwater import Outgoing
 
@@ -38,6 +42,8 @@ def test_the_fields_are_those_of_the_admin_results(shell: Shell, here: Here) -> 
 
 def test_purge_takes_all_or_what_is_below_an_offset(shell: Shell, here: Here) -> None:
     shell.publish(*(Outgoing(number, "orders", partition=0) for number in range(5)))
+    here("topics", "purge", shell.url, "orders", "--before", "2020-01-01", "--yes")
+    assert here("topics", "show", shell.url, "orders", "--json").json[0]["offsets"][0]["earliest"] == 0
     here("topics", "purge", shell.url, "orders", "--offset", "0:3", "--yes")
     assert here("topics", "show", shell.url, "orders", "--json").json[0]["offsets"][0]["earliest"] == 3
     assert "0 messages left" in here("topics", "purge", shell.url, "orders", "--yes").err
@@ -73,3 +79,30 @@ def test_cluster_tells_the_engine_and_its_health(shell: Shell, here: Here) -> No
     assert told["healthy"] is True
     assert told["problems"] == []
     assert told["nodes"][0]["id"] == "local"
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("engine", ["kafka", "nats", "redis"])
+def test_a_server_is_looked_after_as_the_embedded_log_is(
+    shell: Shell, here: Here, engine: str, request: pytest.FixtureRequest
+) -> None:
+    url, topic = request.getfixturevalue(f"{engine}_server").url, f"t-{os.urandom(6).hex()}"
+    group = f"g-{topic}"
+    here("topics", "create", url, topic, "--retention", "7d")
+    for value in (1, 2, 3):
+        here("publish", url, topic, value, "--key", "k")
+    assert here("tail", url, topic, "--from", "earliest", "--no-follow", "--format", "{value}").out == "1\n2\n3\n"
+    assert sum(one["count"] or one["latest"] for one in here("partitions", "list", url, topic, "--json").json) == 3
+    here("copy", url, topic, shell.url, "--group", group, "--limit", 1)
+    assert group in {one["name"] for one in here("groups", "list", url, "--json").json}
+    assert here("groups", "lag", url, group).err == "total lag 2\n"
+    here("groups", "reset", url, group, topic, "--to", "earliest", "--yes")
+    assert here("groups", "lag", url, group).err == "total lag 3\n"
+    here("groups", "delete", url, group, "--yes")
+    assert f"no group '{group}'" in here("groups", "show", url, group, code=1).err
+    here("topics", "alter", url, topic, "--retention", "12h")
+    assert here("topics", "show", url, topic, "--json").json[0]["retention"] == 43200.0
+    assert "0 messages left" in here("topics", "purge", url, topic, "--yes").err
+    here("topics", "delete", url, topic, "--yes")
+    assert topic not in {one["name"] for one in here("topics", "list", url, "--json").json}
+    assert "healthy  yes" in here("cluster", url).out

@@ -21,4 +21,4 @@ class TestFluvio(EngineContract):
 
     @pytest.fixture
     def limit(self) -> int:
-        return 2_097_152 - 61 - 28  # of a batch, without its head and that of a record
+        return 2_097_152 - 61 - 32  # of a batch, without its head and that of a record

@@ -6,19 +6,22 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it says not that it exports them
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
     AdminClient,
     ConfigResource,
     NewPartitions,
     NewTopic,
     OffsetSpec,
+    ResourcePatternType,
     ResourceType,
 )
 
@@ -27,6 +30,7 @@ from headwater import (
     AuthenticationError,
     Broker,
     ConfigurationError,
+    ConnectError,
     GroupNotFoundError,
     Kafka,
     KafkaBroker,
@@ -37,6 +41,7 @@ from headwater import (
     TopicNotFoundError,
 )
 from headwater.testing.contract.tools import reading, settled, taken
+from servers.fixtures import require
 from servers.kafka import KafkaServer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server]
@@ -341,28 +346,35 @@ async def test_the_cluster_tells_its_nodes_and_its_controller(
     assert (await broker.admin.cluster.health()).healthy
 
 
-async def test_what_is_wrong_with_a_cluster_is_said(broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    partitions = {
-        0: SimpleNamespace(leader=1, isrs=[1], replicas=[1, 2]),
-        1: SimpleNamespace(leader=-1, isrs=[], replicas=[2]),
-        2: SimpleNamespace(leader=1, isrs=[1], replicas=[1]),
-    }
-    sick = SimpleNamespace(controller_id=-1, topics={"orders": SimpleNamespace(partitions=partitions)})
+async def test_a_cluster_that_lost_most_of_its_servers_says_which_and_what_stands_still() -> None:
+    require("kafka")
+    first = KafkaServer()
+    nodes = [first, KafkaServer(beside=first), KafkaServer(beside=first)]
+    voters = ",".join(f"{number}@{node.controller}" for number, node in enumerate(nodes, 1))
+    for number, node in enumerate(nodes, 1):
+        node.extra += [f"node.id={number}", f"controller.quorum.voters={voters}"]
+    async with AsyncExitStack() as stack:
+        await asyncio.gather(*map(stack.enter_async_context, nodes))
+        url = f"kafka://{','.join(node.address for node in nodes)}"
+        broker = await stack.enter_async_context(KafkaBroker(url, replication=3))
+        topics = broker.admin.topics
+        await topics.create("orders", partitions=1)
+        await topics.create("single", partitions=3, options=[Kafka(replication=1)])
+        (alone,) = [one.partition for one in await broker.admin.partitions.list("single") if one.leader == "2"]
+        assert (await broker.admin.cluster.health()).healthy
 
-    async def metadata() -> Any:
-        return sick
+        async def are_told(*problems: str) -> bool:
+            return (await broker.admin.cluster.health()).problems == problems
 
-    monkeypatch.setattr(broker.engine.cluster, "_metadata", metadata)  # type: ignore[attr-defined]  # it is Kafka's
-    health = await broker.admin.cluster.health()
-    assert not health.healthy
-    assert health.problems == (
-        "there is no controller",
-        "orders[0] has 1 of 2 copies",
-        "orders[1] has no leader",
-    )
+        await nodes[1].kill()
+        fewer = "orders[0] has 2 of 3 copies", f"single[{alone}] has no leader"
+        await settled(lambda: are_told(*fewer))
+        await nodes[2].kill()
+        nobody = "there is no controller: most of those that elect one are away"
+        await settled(lambda: are_told(nobody, f"the node 3 at {nodes[2].address} does not answer", *fewer))
 
 
-async def test_who_may_not_is_told_what_and_where() -> None:
+async def test_who_may_not_is_told_what_and_where(monkeypatch: pytest.MonkeyPatch) -> None:
     acls = ["authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer"]
     acls += ["super.users=User:ANONYMOUS"]  # who comes in without credentials, as the broker itself does
     async with (
@@ -371,13 +383,67 @@ async def test_who_may_not_is_told_what_and_where() -> None:
         Broker(server.url) as broker,
     ):
         await owner.publish(1, "orders")
+        await owner.get("orders", group="shop")
+        topics, partitions, groups = broker.admin.topics, broker.admin.partitions, broker.admin.groups
         for call in (
             anext(broker.stream("orders", start="earliest")),
-            broker.admin.topics.create("others"),
-            broker.admin.topics.describe("orders"),
+            topics.create("others"),
+            topics.describe("orders"),
+            topics.alter("orders"),
+            topics.purge("orders"),
+            topics.delete("orders"),
+            partitions.add("orders", 99),
+            groups.reset("shop", "orders", to="earliest"),
         ):
             with pytest.raises(AuthenticationError, match=r"'(orders|others)'.*ACL"):
                 await call
+        await asyncio.to_thread(allow, server.open_address, "anne", "orders")
+        monkeypatch.setattr("headwater.engines.kafka.offsets.TIMEOUT", 1.0)  # until it is asked why there is no answer
+        for call in (
+            broker.get("orders", group="shop"),
+            groups.lag("shop", "orders"),
+            groups.reset("shop", "orders", to="earliest"),
+            groups.delete("shop"),
+        ):
+            with pytest.raises(AuthenticationError, match=r"'shop'.*ACL"):
+                await call
+
+
+def allow(address: str, user: str, topic: str) -> None:
+    """Let a user do anything with this topic."""
+    everything = (AclOperation.ALL, AclPermissionType.ALLOW)
+    rule = AclBinding(ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, f"User:{user}", "*", *everything)
+    client = Theirs(address)
+    client.admin.create_acls([rule])[rule].result(10)
+
+
+async def test_a_server_that_hangs_is_an_error_in_time(
+    broker: KafkaBroker, kafka_server: KafkaServer, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await broker.publish(1, topic)
+    await broker.get(topic, group=topic, timeout=10)
+    admin = broker.admin
+    for module in ("cluster", "offsets"):
+        monkeypatch.setattr(f"headwater.engines.kafka.{module}.TIMEOUT", 0.5)
+    kafka_server.pause()
+    async with asyncio.timeout(10):
+        said = await asyncio.gather(
+            admin.topics.list(),
+            admin.topics.describe(topic),
+            admin.topics.create(f"{topic}-new"),
+            admin.topics.purge(topic),
+            admin.partitions.add(topic, 9),
+            admin.groups.list(),
+            admin.groups.lag(topic, topic),
+            admin.groups.reset(topic, topic, to="latest"),
+            admin.groups.delete(topic),
+            admin.cluster.describe(),
+            return_exceptions=True,
+        )
+        (problem,) = (await admin.cluster.health()).problems
+    kafka_server.resume()
+    assert {type(error) for error in said} == {ConnectError}
+    assert all(kafka_server.address in text for text in (problem, *map(str, said)))
 
 
 # --- streams ------------------------------------------------------------------------------------------

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.request import urlopen
 
 import nats
 import pytest
@@ -19,6 +22,7 @@ from headwater import (
     AuthenticationError,
     Broker,
     ConfigurationError,
+    ConnectError,
     GroupNotFoundError,
     Nats,
     NatsBroker,
@@ -33,6 +37,7 @@ from headwater.admin import Health
 from headwater.engines.nats import JetStreamEngine
 from headwater.testing.contract.tools import reading, settled, taken
 from servers.nats import NatsServer
+from servers.process import HOST, free_ports
 
 pytestmark = [pytest.mark.anyio, pytest.mark.server]
 
@@ -109,6 +114,9 @@ async def test_topics_of_one_stream_are_told_apart(broker: NatsBroker, theirs: J
     assert (info.messages, info.size) == (2, None)  # the size is that of both
     (partition,) = await broker.admin.partitions.list(f"{topic}.us")
     assert (partition.earliest, partition.latest, partition.messages) == (1, 6, 2)
+    await broker.admin.topics.purge(f"{topic}.us", before={0: 5})  # the first of its own two
+    state = (await theirs.stream_info(topic, subjects_filter=">")).state
+    assert (state.subjects, state.last_seq) == ({f"{topic}.eu": 3, f"{topic}.us": 1}, 5)
     await broker.admin.topics.purge(f"{topic}.us")
     assert (await theirs.stream_info(topic, subjects_filter=">")).state.subjects == {f"{topic}.eu": 3}
     with pytest.raises(TopicNotFoundError, match="nothing of it"):
@@ -127,6 +135,10 @@ async def test_messages_are_purged_up_to_an_offset_or_a_time(
     assert (await theirs.stream_info(topic)).state.messages == 7
     await topics.purge(topic, before=datetime.now(UTC) + timedelta(hours=1))
     assert (await theirs.stream_info(topic)).state.messages == 0
+    await fill(broker, topic, 2)
+    await topics.purge(topic, before={0: 99})  # more than there are
+    state = (await theirs.stream_info(topic)).state
+    assert (state.messages, state.last_seq) == (0, 12)
     await fill(broker, topic, 2)
     await topics.purge(topic)
     assert (await theirs.stream_info(topic)).state.messages == 0
@@ -160,11 +172,42 @@ async def test_the_lag_is_what_waits_and_what_is_under_way(
             await message.ack_sync()
     (lag,) = (await broker.admin.groups.lag(group, topic)).partitions
     assert (lag.committed, lag.latest, lag.lag) == (4, 11, 7)
+    await broker.admin.topics.purge(topic, before={0: 8})  # what is under way, too
+    assert (await broker.admin.groups.lag(group, topic)).total == 3
     info = await broker.admin.groups.describe(group)
     assert (info.topics, info.active) == ((topic,), False)
     for where in (topic, f"{topic}-no"):
         with pytest.raises(GroupNotFoundError, match=f"{group}-no"):
             await broker.admin.groups.lag(f"{group}-no", where)
+
+
+async def test_the_lag_is_watched_with_its_rates(
+    broker: NatsBroker, theirs: JetStreamContext, topic: str, group: str
+) -> None:
+    await fill(broker, topic)
+    place = await theirs.pull_subscribe(topic, durable=group)
+    watching = broker.admin.watch_lag(group, every=0.01)
+    first = await anext(watching)
+    for message in await place.fetch(4):
+        await message.ack_sync()
+    await fill(broker, topic, 2)
+    second = await anext(watching)
+    assert (first.total, first.published, second.total) == (10, None, 8)
+    assert second.handled is not None
+    assert second.published is not None
+    assert second.handled == pytest.approx(2 * second.published)  # 4 and 2, in the same time
+
+
+async def test_more_than_a_page_of_streams_and_groups_is_listed() -> None:
+    async with NatsServer() as server, NatsBroker(server.url) as broker:
+        client = await nats.connect(server.url)
+        theirs, names = client.jetstream(), {f"s{n}" for n in range(300)}
+        await asyncio.gather(*(theirs.add_stream(name=name, subjects=[name], storage="memory") for name in names))
+        configs = [ConsumerConfig(durable_name=f"g{n}", mem_storage=True) for n in range(300)]
+        await asyncio.gather(*(theirs.add_consumer("s0", config) for config in configs))
+        assert {info.name for info in await broker.admin.topics.list()} == names
+        assert {info.name for info in await broker.admin.groups.list()} == {f"g{n}" for n in range(300)}
+        await client.close()
 
 
 @pytest.mark.parametrize("policy", [DeliverPolicy.ALL, DeliverPolicy.NEW, DeliverPolicy.BY_START_SEQUENCE])
@@ -293,26 +336,57 @@ async def test_what_is_wrong_with_a_cluster_is_said(broker: NatsBroker, monkeypa
     )
 
 
+async def test_a_cluster_that_lost_most_of_its_servers_is_not_well() -> None:
+    ports = free_ports(3)
+    routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in ports)
+    clustered = [f'cluster {{ name: c, listen: "127.0.0.1:{port}", routes: [{routes}] }}' for port in ports]
+    nodes = [NatsServer(extra=[f"server_name: n{n}", line]) for n, line in enumerate(clustered)]
+    async with AsyncExitStack() as stack:
+        await asyncio.gather(*map(stack.enter_async_context, nodes))
+        await settled(lambda: all(_is_led(node) for node in nodes))
+        url = f"nats://{','.join(node.address for node in nodes)}"
+        broker = await stack.enter_async_context(NatsBroker(url, replicas=3))
+        await broker.publish(1, "orders", timeout=10)
+        health = broker.admin.watch_cluster(every=0.1)
+        async with asyncio.timeout(45):
+            while not (await anext(health)).healthy:
+                pass  # the copies are being made
+            await nodes[0].kill()
+            while "n0, which keeps the stream orders, is away or behind" not in (await anext(health)).problems:
+                pass  # another one is being elected
+            await nodes[1].kill()
+            while "most of its servers are away" not in "".join((await anext(health)).problems):
+                pass  # the one that is left waits for the others
+
+
+def _is_led(server: NatsServer) -> bool:
+    with urlopen(f"http://{HOST}:{server.monitor_port}/jsz") as answer:
+        return bool(json.load(answer).get("meta_cluster", {}).get("leader"))
+
+
 async def test_an_account_that_is_nearly_full_is_a_problem_and_so_is_a_server_that_is_away() -> None:
     limits = 'accounts { A { jetstream { max_streams: 1 }, users: [ { user: "anne", password: "secret" } ] } }'
     async with (
         NatsServer(extra=[limits]) as server,
         Broker(f"nats://anne:secret@{server.address}") as broker,
     ):
-        assert (await broker.admin.cluster.health()).healthy
+        watching = broker.admin.watch_cluster(every=0.05)
+        assert (await anext(watching)).healthy
         await broker.declare([Topic("orders")])
-        (problem,) = (await broker.admin.cluster.health()).problems
+        (problem,) = (await anext(watching)).problems
         assert "1 of 1 streams" in problem
         await server.stop()
-        await settled(lambda: not broker.engine.available)
-        (problem,) = (await broker.admin.cluster.health()).problems
+        (problem,) = (await anext(watching)).problems
         assert "no answer" in problem
+        await server.start()
+        (problem,) = (await anext(watching)).problems
+        assert "1 of 1 streams" in problem
 
 
 async def test_who_may_not_is_told_what_and_where() -> None:
-    deny = '["$JS.API.STREAM.INFO.>", "$JS.API.STREAM.CREATE.>"]'
+    deny = [f"$JS.API.{what}.>" for what in ("STREAM.INFO", "STREAM.CREATE", "CONSUMER.LIST")]
     users = f"""[ {{ user: "owner", password: "secret" }},
-        {{ user: "anne", password: "secret", permissions: {{ publish: {{ deny: {deny} }} }} }} ]"""
+        {{ user: "anne", password: "secret", permissions: {{ publish: {{ deny: {json.dumps(deny)} }} }} }} ]"""
     async with (
         NatsServer(extra=[f"authorization {{ users: {users} }}"]) as server,
         Broker(f"nats://owner:secret@{server.address}") as owner,
@@ -324,9 +398,37 @@ async def test_who_may_not_is_told_what_and_where() -> None:
             (anext(broker.stream("orders", start="earliest")), "STREAM.INFO.orders"),
             (broker.admin.topics.describe("orders"), "STREAM.INFO.orders"),
             (broker.admin.topics.create("others"), "STREAM.CREATE.others"),
+            (broker.admin.groups.list(), "CONSUMER.LIST.orders"),
+            (broker.admin.groups.reset("shop", "orders", to="latest"), "STREAM.INFO.orders"),
+            (broker.admin.groups.delete("shop"), "CONSUMER.LIST.orders"),
         ):
             with pytest.raises(AuthenticationError, match=rf"may not publish to \$JS.API.{subject}: give it"):
                 await call
+
+
+async def test_a_server_that_hangs_is_an_error_in_time(topic: str, group: str) -> None:
+    async with NatsServer() as server, NatsBroker(server.url) as broker, asyncio.timeout(20):
+        await broker.publish(1, topic)
+        await broker.get(topic, group=group, timeout=10)
+        admin = broker.admin
+        server.pause()
+        health, *said = await asyncio.gather(
+            admin.cluster.health(),
+            admin.topics.list(),
+            admin.topics.describe(topic),
+            admin.topics.create(f"{topic}-new"),
+            admin.topics.purge(topic),
+            admin.groups.list(),
+            admin.groups.lag(group),
+            admin.groups.reset(group, topic, to="latest"),
+            admin.groups.delete(group),
+            admin.cluster.describe(),
+            return_exceptions=True,
+        )
+        server.resume()
+        assert isinstance(health, Health)
+        assert all(isinstance(error, ConnectError) for error in said)
+        assert all(server.address in text and "no answer" in text for text in (*health.problems, *map(str, said)))
 
 
 # --- streams ------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import base64
 import json
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.error import HTTPError
@@ -24,7 +24,9 @@ from headwater import (
     ConnectError,
     GroupNotFoundError,
     NotSupportedError,
+    OffsetOutOfRangeError,
     Outgoing,
+    Position,
     Rabbit,
     RabbitBroker,
     Topic,
@@ -33,10 +35,10 @@ from headwater import (
 from headwater.cli import main
 from headwater.engines.rabbit import management
 from headwater.engines.rabbit import server as connected
-from headwater.engines.rabbit.administration import _problems_of_queue
 from headwater.engines.rabbit.names import takes
 from headwater.engines.rabbit.policies import Kept, definition_of, kept, policy_of
 from headwater.testing.contract.tools import published_around, reading, settled, taken
+from servers.fixtures import require
 from servers.process import HOST
 from servers.proxy import Proxy
 from servers.rabbit import RabbitServer
@@ -83,6 +85,12 @@ def api(server: RabbitServer, method: str, path: str, body: Any = None) -> Any:
             return None
         raise
     return json.loads(said) if said else None
+
+
+async def fill(broker: Broker, topic: str, count: int) -> None:
+    """The numbers from 0 on, kept by a stream."""
+    await broker.declare([Topic(topic, options=STREAM)])
+    await broker.publish_many([Outgoing(n, topic) for n in range(count)])
 
 
 def retention_of(server: RabbitServer, topic: str) -> str:
@@ -270,12 +278,74 @@ async def test_a_moment_is_an_offset_of_a_stream(broker: Broker, topic: str) -> 
         await admin.offsets_at(f"{topic}-nowhere", before)
 
 
-async def test_an_offset_beyond_the_end_is_waited_for(broker: Broker, topic: str) -> None:
+async def test_an_offset_out_of_range_says_what_there_is(broker: Broker, topic: str) -> None:
+    await fill(broker, topic, 3)
+    with pytest.raises(OffsetOutOfRangeError, match=rf"offset 4 of '{topic}'\[0\].*0 up to.*3"):
+        await anext(broker.stream(topic, start=4, options=list(STREAM)))
+    async with broker.stream(topic, start=1, options=list(STREAM)) as stream:
+        assert (await anext(stream)).value == 1
+        with pytest.raises(OffsetOutOfRangeError):
+            await stream.seek(99)
+        assert (await anext(stream)).value == 2  # it stayed where it was
+    async with broker.stream(topic, start=3, options=list(STREAM)) as stream:
+        await broker.publish("next", topic)
+        assert (await asyncio.wait_for(anext(stream), 10)).value == "next"
+
+
+async def test_a_stream_ends_when_its_topic_is_deleted(
+    rabbit_server: RabbitServer, broker: Broker, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("ERROR", "aiormq")
+    await fill(broker, topic, 10)
+    async with broker.stream(topic, start="earliest", options=list(STREAM)) as stream, asyncio.timeout(15):
+        assert len([await anext(stream) for _ in range(10)]) == 10
+        await broker.admin.topics.delete(topic)
+        with pytest.raises(TopicNotFoundError, match=rf"{topic}.*deleted while it was read"):
+            await anext(stream)
+    assert api(rabbit_server, "GET", f"queues/%2F/{topic}") is None  # whoever reads makes none
+
+
+async def test_a_topic_that_is_made_again_under_its_reader_is_read_from_its_beginning(
+    broker: Broker, topic: str
+) -> None:
+    await fill(broker, topic, 2)
+    async with broker.stream(topic, start="earliest", options=list(STREAM)) as stream, asyncio.timeout(15):
+        assert len([await anext(stream) for _ in range(2)]) == 2
+        await broker.admin.topics.delete(topic)
+        await fill(broker, topic, 1)
+        assert ((await anext(stream)).value, stream.position) == (0, (Position(topic, 0, 1),))
+
+
+async def test_a_cancelled_stream_leaves_nothing_behind(broker: Broker, foreign: Foreign, topic: str) -> None:
+    async def read() -> None:
+        async with broker.stream(topic, start="earliest", options=list(STREAM)) as stream:
+            async for message in stream:
+                seen.append(message.value)
+
+    async def is_left() -> bool:
+        queue = await foreign.declare_queue(topic, passive=True)
+        return not queue.declaration_result.consumer_count
+
+    await fill(broker, topic, 10)
+    await broker.admin.partitions.list(topic)  # from now on there is a connection that reads
+    tasks, seen = asyncio.all_tasks(), list[int]()
+    reader = asyncio.create_task(read())
+    await settled(lambda: len(seen) == 10)
+    reader.cancel()
+    await asyncio.gather(reader, return_exceptions=True)
+    assert reader.cancelled()
+    await settled(is_left)
+    assert asyncio.all_tasks() <= tasks
+
+
+async def test_a_slow_reader_holds_little(broker: Broker, topic: str) -> None:
     await broker.declare([Topic(topic, options=STREAM)])
-    await broker.publish_many([Outgoing(n, topic) for n in range(3)])
-    async with broker.stream(topic, start=4, options=list(STREAM)) as stream:
-        await broker.publish_many([Outgoing(n, topic) for n in range(3, 6)])
-        assert (await asyncio.wait_for(anext(stream), 10)).value == 4
+    await broker.publish_many([Outgoing(b"x" * 100, topic) for _ in range(5000)], timeout=20)
+    async with broker.stream(topic, start="earliest", options=list(STREAM)) as stream:
+        await anext(stream)
+        await broker.admin.partitions.list(topic)  # by now all that was asked for has come
+        place: Any = stream._subscription
+        assert len(place._inbox) + len(stream._ahead) < 1500
 
 
 async def test_a_reader_of_a_deleted_stream_goes_on_when_it_is_made_again(
@@ -302,6 +372,12 @@ async def test_a_reader_of_a_deleted_stream_goes_on_when_it_is_made_again(
 # --- health -------------------------------------------------------------------------------------------
 
 
+async def test_the_cluster_is_as_the_server_says(rabbit_server: RabbitServer, broker: Broker) -> None:
+    found, told = await broker.admin.cluster.describe(), api(rabbit_server, "GET", "overview")
+    (node,) = found.nodes
+    assert (found.version, node.id, node.controller) == (told["rabbitmq_version"], told["node"], True)
+
+
 async def test_an_alarm_is_a_problem_with_a_name(rabbit_server: RabbitServer, broker: Broker) -> None:
     assert (await broker.admin.cluster.health()).healthy
     rabbit_server.control("set_disk_free_limit", "900000000000000")
@@ -320,11 +396,30 @@ async def test_an_alarm_is_a_problem_with_a_name(rabbit_server: RabbitServer, br
     await until(is_well, within=20)
 
 
-def test_a_queue_that_lost_most_of_its_copies_is_a_problem() -> None:
-    queue = {"name": "orders:shop", "members": ["a", "b", "c"], "online": ["a"], "state": "running"}
-    assert _problems_of_queue(queue) == ["queue orders:shop has no majority: 1 of its 3 copies are there"]
-    assert _problems_of_queue({**queue, "online": ["a", "c"]}) == []
-    assert _problems_of_queue({"name": "orders:shop", "state": "down"}) == ["queue orders:shop is down"]
+async def test_a_cluster_that_lost_most_of_its_servers_says_which_and_what_stands_still() -> None:
+    require("rabbit")
+    first = RabbitServer()
+    nodes = [first, RabbitServer(beside=first), RabbitServer(beside=first)]
+    formation = [f"cluster_formation.classic_config.nodes.{n} = {node.node}" for n, node in enumerate(nodes)]
+    for node in nodes:
+        node.extra += ["cluster_formation.peer_discovery_backend = classic_config", *formation]
+    async with AsyncExitStack() as stack:
+        await asyncio.gather(*map(stack.enter_async_context, nodes))
+        broker = await stack.enter_async_context(RabbitBroker(first.url, management=first.management_url))
+        assert {node.id for node in (await broker.admin.cluster.describe()).nodes} == {node.node for node in nodes}
+        async with reading(broker, "orders", "shop"):
+            pass
+        assert (await broker.admin.cluster.health()).healthy
+        wanted = [f"{node.node} is not running" for node in nodes[1:]]
+        wanted += ["queue orders:shop has no majority: 1 of its 3 copies are there"]
+
+        async def are_told(problems: list[str]) -> bool:
+            return sorted((await broker.admin.cluster.health()).problems) == sorted(problems)
+
+        await nodes[1].kill()
+        await until(lambda: are_told(wanted[:1]), within=20)
+        await nodes[2].kill()
+        await until(lambda: are_told(wanted), within=20)
 
 
 # --- names, permissions, absences ---------------------------------------------------------------------
@@ -377,11 +472,11 @@ def test_the_shell_shows_a_topic_that_keeps_nothing(
 
 
 @contextmanager
-def user(server: RabbitServer, tags: str, *, configure: str = ".*") -> Iterator[str]:
+def user(server: RabbitServer, tags: str, *, configure: str = ".*", read: str = ".*") -> Iterator[str]:
     """A user with these tags, until the end."""
     name = f"ann-{os.urandom(4).hex()}"
     api(server, "PUT", f"users/{name}", {"password": "secret", "tags": tags})
-    api(server, "PUT", f"permissions/%2F/{name}", {"configure": configure, "write": ".*", "read": ".*"})
+    api(server, "PUT", f"permissions/%2F/{name}", {"configure": configure, "write": ".*", "read": read})
     yield name
     api(server, "DELETE", f"users/{name}")
 
@@ -416,6 +511,16 @@ async def test_a_user_who_may_not_configure_is_told_of_what(rabbit_server: Rabbi
         async with broker_of(rabbit_server, ann) as hers:
             with pytest.raises(AuthenticationError, match=rf"access to exchange '{topic}'.*set_permissions"):
                 await hers.admin.topics.create(topic)
+
+
+async def test_a_user_who_may_not_read_a_stream_is_told_of_what(
+    rabbit_server: RabbitServer, broker: Broker, topic: str
+) -> None:
+    await fill(broker, topic, 1)
+    with user(rabbit_server, "", read="^$") as ann:
+        async with broker_of(rabbit_server, ann) as hers, asyncio.timeout(10):
+            with pytest.raises(AuthenticationError, match=rf"access to exchange '{topic}'.*set_permissions"):
+                await anext(hers.stream(topic, start="earliest", options=list(STREAM)))
 
 
 async def test_a_server_that_hangs_or_is_away_is_an_error_in_time(

@@ -139,6 +139,22 @@ async def test_what_is_before_an_id_or_a_time_is_purged(broker: RedisBroker, oth
     assert await other.xlen("orders") == 0
 
 
+async def test_what_others_made_is_listed_and_the_server_is_as_it_says(
+    server: RedisServer, broker: RedisBroker, other: Any
+) -> None:
+    await other.xadd("theirs", {"a": 1})
+    await other.xgroup_create("theirs", "them", "0")
+    await other.set("text", "x")
+    assert [info.name for info in await broker.admin.topics.list()] == ["theirs"]
+    assert [(info.name, info.topics) for info in await broker.admin.groups.list()] == [("them", ("theirs",))]
+    told, found = await other.info(), await broker.admin.cluster.describe()
+    (node,) = found.nodes
+    assert (found.version, node.address, node.controller) == (told["redis_version"], server.address, True)
+    assert told["run_id"].startswith(node.id)
+    await broker.admin.groups.delete("them")
+    assert await other.xinfo_groups("theirs") == []
+
+
 # --- lag ----------------------------------------------------------------------------------------------
 
 
@@ -353,6 +369,20 @@ async def test_a_user_without_a_right_is_told_which(
     assert len(await other.xinfo_groups("orders")) == 1
 
 
+@pytest.mark.parametrize(
+    ("keys", "commands", "right"),
+    [("*", "-xread", "+xread"), ("*", "-xinfo", "+xinfo|stream"), ("x", "+xread", "the key")],
+)
+async def test_a_user_who_may_not_read_a_stream_is_told_which_right_it_lacks(
+    server: RedisServer, broker: RedisBroker, other: Any, keys: str, commands: str, right: str
+) -> None:
+    await ten(broker)
+    await other.acl_setuser("bob", enabled=True, reset=True, nopass=True, keys=[keys], commands=["+@all", commands])
+    async with RedisBroker(server.url.replace("redis://", "redis://bob:x@")) as his, asyncio.timeout(5):
+        with pytest.raises(AuthenticationError, match=re.escape(f"give {right}")):
+            await anext(his.stream("orders", start="earliest"))
+
+
 async def test_a_server_that_hangs_or_is_away_is_an_error_in_time(
     server: RedisServer, broker: RedisBroker, other: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,6 +420,15 @@ async def test_a_reader_of_a_deleted_topic_goes_on_when_it_is_made_again(broker:
         assert not (await asyncio.wait([coming], timeout=0.1))[0]
         await broker.publish(10, "orders")
         assert (await asyncio.wait_for(coming, 10)).value == 10
+
+
+async def test_a_stream_ends_when_its_topic_stays_deleted(broker: RedisBroker, other: Any) -> None:
+    await ten(broker)
+    async with broker.stream("orders", start="earliest") as stream, asyncio.timeout(15):
+        assert len([await anext(stream) for _ in range(10)]) == 10
+        await other.delete("orders")
+        with pytest.raises(TopicNotFoundError, match=r"'orders'.*deleted while it was read"):
+            await anext(stream)
 
 
 async def test_a_subscriber_of_a_deleted_topic_goes_on_when_it_is_made_again(

@@ -13,7 +13,7 @@ from servers.kafka import KafkaServer
 from servers.nats import NatsServer
 
 EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
-SERVERS = ["kafka_server", "nats_server", "rabbit_server", "redis_server", "mosquitto_server"]
+SERVERS = ["kafka_server", "nats_server", "rabbit_server", "redis_server", "mosquitto_server", "fluvio_server"]
 
 
 def run(example: str, folder: Path, **variables: str) -> str:

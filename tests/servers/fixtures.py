@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import pytest
 
@@ -23,6 +23,13 @@ ENGINES: dict[str, Callable[[], Server]] = {
     "redis": RedisServer,
 }
 REQUIRED = os.environ.get("HEADWATER_REQUIRE_ENGINES", "")  # "all", or names of engines with commas
+
+
+class FluvioCluster(NamedTuple):
+    """Somebody's cluster, which tests neither start nor stop."""
+
+    url: str
+
 
 _shared: dict[str, Server] = {}
 _left_out: dict[str, str] = {}
@@ -61,6 +68,12 @@ def fluvio_endpoint() -> str:
     if not endpoint:
         _leave_out("fluvio", "there is no Fluvio cluster: name its controller with FLUVIO_ENDPOINT=host:port")
     return endpoint
+
+
+@pytest.fixture(scope="session")
+def fluvio_server(fluvio_endpoint: str) -> FluvioCluster:
+    """The same, as the servers of other engines are given."""
+    return FluvioCluster(f"fluvio://{fluvio_endpoint}")
 
 
 @pytest.fixture(scope="session")

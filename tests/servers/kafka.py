@@ -57,17 +57,28 @@ class KafkaServer(Server):
 
     Clients connect to the address the broker tells them: `advertise` is the port of a proxy to tell instead. `extra`
     are lines of the properties file. Sessions may be as short as half a second, so that a dead member is missed soon.
+    `beside` another one it is of the same cluster; who votes in it is for `extra` to say.
     """
 
     PORTS: ClassVar[int] = 3
 
-    def __init__(self, *, user: str = "", password: str = "", advertise: int | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        user: str = "",
+        password: str = "",
+        advertise: int | None = None,
+        beside: KafkaServer | None = None,
+        **options: Any,
+    ) -> None:
         self._java = find("java")
         if not LIB.exists():
             raise MissingServerError(f"Apache Kafka {VERSION}")
         super().__init__(**options)
         self.user, self.password, self._advertise = user, password, advertise
-        self._cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
+        self._cluster: str = (
+            beside._cluster if beside else base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
+        )
 
     @property
     def url(self) -> str:
@@ -77,6 +88,11 @@ class KafkaServer(Server):
     @property
     def open_address(self) -> str:
         return f"{HOST}:{self.ports[1]}"
+
+    @property
+    def controller(self) -> str:
+        """Where it votes."""
+        return f"{HOST}:{self.ports[2]}"
 
     def configure(self) -> Process:
         path = self.folder / "server.properties"
@@ -96,12 +112,11 @@ class KafkaServer(Server):
 
     def _listeners(self) -> list[str]:
         protocol = "SASL_PLAINTEXT" if self.user else "PLAINTEXT"
-        control = f"{HOST}:{self.ports[2]}"
         lines = [
-            f"listeners=CLIENT://{self.address},INTERNAL://{self.open_address},CONTROLLER://{control}",
+            f"listeners=CLIENT://{self.address},INTERNAL://{self.open_address},CONTROLLER://{self.controller}",
             f"advertised.listeners=CLIENT://{HOST}:{self._advertise or self.port},INTERNAL://{self.open_address}",
             f"listener.security.protocol.map=CLIENT:{protocol},INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT",
-            f"controller.quorum.voters=1@{control}",
+            f"controller.quorum.voters=1@{self.controller}",
         ]
         if self.user:
             login = "org.apache.kafka.common.security.plain.PlainLoginModule"

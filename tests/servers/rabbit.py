@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,19 +37,32 @@ class RabbitServer(Server):
     """`management_port` serves the HTTP API, `stream_port` the stream protocol. `extra` are lines of `rabbitmq.conf`.
 
     Clients of streams connect to the address the server tells them: `advertise_stream` is the port of a proxy to tell
-    instead. Statistics of the management are a second old at most.
+    instead. Statistics of the management are a second old at most. Nodes `beside` another one find it and are trusted
+    by it; that they are a cluster is for `extra` to say.
     """
 
     PORTS: ClassVar[int] = 5
 
     def __init__(
-        self, *, user: str = "guest", password: str = "guest", advertise_stream: int | None = None, **options: Any
+        self,
+        *,
+        user: str = "guest",
+        password: str = "guest",
+        advertise_stream: int | None = None,
+        beside: RabbitServer | None = None,
+        **options: Any,
     ) -> None:
         self._program, self._epmd_program = _script(), find("epmd")
         super().__init__(**options)
         self.user, self.password = user, password
         self._advertise_stream = advertise_stream
+        self._first = beside or self
         self._epmd: Process | None = None
+        self._epmd_lock = threading.Lock()
+
+    @property
+    def node(self) -> str:
+        return f"headwater{self.port}@localhost"
 
     @property
     def management_port(self) -> int:
@@ -68,7 +82,6 @@ class RabbitServer(Server):
 
     def configure(self) -> Process:
         self._write_files()
-        _, _, _, dist, epmd = self.ports
         places = {
             "MNESIA_BASE": "data",
             "LOG_BASE": "logs",
@@ -80,17 +93,15 @@ class RabbitServer(Server):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RABBITMQ_")}
         environment |= {f"RABBITMQ_{name}": str(self.folder / place) for name, place in places.items()}
         environment |= {
-            "HOME": str(self.folder),  # where the cookie is made
-            "RABBITMQ_NODENAME": f"headwater{self.port}@localhost",
-            "RABBITMQ_DIST_PORT": str(dist),
+            "HOME": str(self._first.folder),  # where the cookie is
+            "RABBITMQ_NODENAME": self.node,
+            "RABBITMQ_DIST_PORT": str(self.ports[3]),
             "RABBITMQ_CONF_ENV_FILE": "/dev/null",
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none +sbwtdcpu none +sbwtdio none",  # idle is idle
             "RUNNING_UNDER_SYSTEMD": "true",  # the script becomes the server, instead of waiting for it
             "ERL_EPMD_ADDRESS": HOST,
-            "ERL_EPMD_PORT": str(epmd),
+            "ERL_EPMD_PORT": str(self._first.ports[4]),
         }
-        # Erlang would start one by itself, as a daemon that nobody ends.
-        self._epmd = Process([self._epmd_program, "-address", HOST, "-port", str(epmd)])
         self._environment = environment
         return self._run([self._program], log=READY, environment=environment)
 
@@ -115,15 +126,24 @@ class RabbitServer(Server):
     def down(self, *, kill: bool = False) -> None:
         with self._lock:
             super().down(kill=kill)
-            if self._epmd is not None:
-                self._epmd.kill()
+            epmd, self._epmd = self._epmd, None
+            if epmd is not None:
+                epmd.kill()
 
     def _up(self) -> None:
-        if self._process is None:
-            self._process = self.configure()
-        if self._epmd is not None and not self._epmd.running:
-            self._epmd.start()
+        self._first._have_epmd()
         super()._up()
+
+    def _have_epmd(self) -> None:
+        """By which nodes find each other; Erlang would start one by itself, as a daemon that nobody ends."""
+        with self._epmd_lock:
+            if self._epmd is None:
+                cookie = self.folder / ".erlang.cookie"
+                if not cookie.exists():
+                    cookie.write_text(os.urandom(10).hex())
+                    cookie.chmod(0o400)
+                self._epmd = Process([self._epmd_program, "-address", HOST, "-port", str(self.ports[4])])
+                self._epmd.start()
 
     def _streams_listen(self) -> bool:
         socket.create_connection((HOST, self.stream_port), timeout=1).close()

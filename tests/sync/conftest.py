@@ -67,7 +67,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return server
 
 
-@pytest.fixture(params=["kafka", "mosquitto", "nats", "rabbit", "redis"])
+@pytest.fixture(params=["fluvio", "kafka", "mosquitto", "nats", "rabbit", "redis"])
 def server_url(request: pytest.FixtureRequest) -> str:
     """The URL of each real server in turn."""
     url: str = request.getfixturevalue(f"{request.param}_server").url

@@ -145,7 +145,7 @@ class PartitionState(NamedTuple):
 
 
 class Module(NamedTuple):
-    """A SmartModule that is loaded: its name, and how many bytes of WebAssembly."""
+    """A SmartModule that is loaded: its name, and how many bytes it has, compressed."""
 
     name: str
     size: int
@@ -344,12 +344,9 @@ def _read_endpoint(reader: Reader) -> tuple[str, int]:
     return host, port
 
 
-def module_spec(name: str, wasm: bytes, version: int) -> bytes:
-    """A SmartModule of this name; `wasm` is its WebAssembly."""
-    meta = (string(name), string(""), string("0.1.0"), string("0.1.0"), option(None, string), option(None, string))
-    visibility = u8(0) if version >= 19 else b""
-    package = b"".join(meta) + visibility + option(None, string)
-    return b"".join((boolean(True), package, b"\0\0", boolean(False), u8(0), sized(wasm)))
+def module_spec(wasm: bytes) -> bytes:
+    """A SmartModule of no package; `wasm` is its WebAssembly, compressed with gzip."""
+    return boolean(False) + boolean(False) + u8(0) + sized(wasm)
 
 
 def read_module(reader: Reader, name: str) -> Module:

@@ -9,32 +9,37 @@ from typing import Final
 
 from google_crc32c import value as crc32c
 
-from .records import COUNT, HEAD, compress
-from .wire import varint
+from .records import HEAD, compress
+from .wire import u32, varint
 
 MAX_BATCH: Final = 2_097_152  # bytes that a server takes at once
-ROOM: Final = MAX_BATCH - HEAD - COUNT.size  # bytes of them for records
-LONGEST_RECORD_HEAD: Final = 28  # bytes of a record besides its key and its value
+LONGEST_RECORD_HEAD: Final = 32  # bytes of a record besides its key and its value
 
 _CHECKED: Final = struct.Struct(">hiqqqhi")  # from the attributes on: what the checksum covers
 _START: Final = struct.Struct(">qiibI")
 
 
-def write_record(number: int, delta: int, key: bytes | None, value: bytes) -> bytes:
-    """A record of a batch, `delta` milliseconds after the first one."""
-    size = varint(len(value))
+def write_record(number: int, key: bytes | None, value: bytes) -> bytes:
+    """A record of a batch, of the batch's time."""
     if key is None:
-        body = b"\0%b%b\0%b%b\0" % (varint(delta), varint(number), size, value)
+        body = b"\0\0%b\0%b%b\0" % (_length(number), _length(len(value)), value)
     else:
-        body = b"\0%b%b\1%b%b%b%b\0" % (varint(delta), varint(number), varint(len(key)), key, size, value)
-    return varint(len(body)) + body
+        body = b"\0\0%b\1%b%b%b%b\0" % (_length(number), _length(len(key)), key, _length(len(value)), value)
+    return _length(len(body)) + body
 
 
-def write_batch(records: Sequence[bytes], time: int, last_delta: int, codec: int) -> bytes:
-    """A batch of records that were written for it; the server gives it its offset."""
-    body = compress(COUNT.pack(len(records)) + b"".join(records), codec)
-    last = len(records) - 1
-    checked = _CHECKED.pack(codec, last, time, time + last_delta, -1, -1, -1) + body
+_SHORT: Final = [varint(number) for number in range(4096)]
+
+
+def _length(number: int) -> bytes:
+    """As `varint`, for numbers that are mostly small."""
+    return _SHORT[number] if number < 4096 else varint(number)
+
+
+def write_batch(records: Sequence[bytes], time: int, codec: int) -> bytes:
+    """A batch of records that were written for it, of a time in milliseconds; the server gives it its offset."""
+    body = compress(u32(len(records)) + b"".join(records), codec)
+    checked = _CHECKED.pack(codec, len(records) - 1, time, time, -1, -1, -1) + body
     return _START.pack(0, HEAD - 12 + len(body), -1, 2, crc32c(checked)) + checked
 
 

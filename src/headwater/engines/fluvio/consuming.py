@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from ...engine import Assigned, Change, Lost, OnChange, Revoked, Source
-from ...errors import ConfigurationError, HeadwaterError, NotSupportedError, TopicNotFoundError
+from ...errors import HeadwaterError, NotSupportedError, TopicNotFoundError
 from ...message import Message, Outgoing, Position, Receipt
 from . import names, offsets
 from .apis import Place
@@ -53,11 +53,7 @@ class FluvioSubscription:
     async def _read(self, places: Sequence[Place]) -> None:
         source = self.source
         wanted = [place for place in places if source.partitions is None or place[1] in source.partitions]
-        if isinstance(source.start, int) and len(wanted) != 1:
-            raise ConfigurationError(
-                f"start={source.start} needs one partition: give partitions=[n] or start={{n: {source.start}}}"
-            )
-        self._open(await offsets.resolve(self._cluster, source.start, wanted))
+        self._open(await offsets.first(self._cluster, source, wanted))
 
     async def _take_part(self, group: str, topics: Sequence[str]) -> None:
         for topic in topics:

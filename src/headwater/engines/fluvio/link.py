@@ -14,6 +14,7 @@ from .apis import VERSIONS
 from .connection import WHO, Connection, LostError
 
 PING_EVERY: Final = 1.0  # seconds
+LOOK_EVERY: Final = 0.25  # seconds between two looks whether an answer that is owed has come
 SILENT_AFTER: Final = 2.0  # seconds without an owed answer after which the server counts as unavailable ...
 DEAD_AFTER: Final = 6.0  # ... and after which its connection is dropped and made anew
 _BACKOFF: Final = Retry(backoff=(0.05, 2.0))
@@ -102,22 +103,33 @@ class Link:
 
     async def _ping(self) -> None:
         """Notice a server that hangs: its connection stays, and nothing is answered."""
+        asked: float | None = None  # when the answer that is owed was asked for
         while True:
-            await asyncio.sleep(PING_EVERY)
+            slept = await self._sleep(LOOK_EVERY if asked is not None else PING_EVERY)
             connection = self._connection
             if connection is None or connection.lost.done():
-                continue
-            asked = self._loop.time()
-            connection.say(VERSIONS, WHO)
-            while connection is self._connection and connection.heard < asked and not connection.lost.done():
-                await asyncio.sleep(SILENT_AFTER / 4)
-                silence = self._loop.time() - asked
-                if silence > DEAD_AFTER:
-                    connection.abort(f"no answer for {silence:.1f} s")
-                elif silence > SILENT_AFTER:
-                    self._went_away("it does not answer")
-            if connection is self._connection:
+                asked = None
+            elif asked is None:
+                connection.say(VERSIONS, WHO)
+                asked = self._loop.time()
+            elif connection.heard >= asked:
+                asked = None
                 self._came_back()
+            elif slept > 2 * LOOK_EVERY:  # it was this process that hung: let it hear first
+                asked += slept
+            else:
+                self._miss(connection, self._loop.time() - asked)
+
+    async def _sleep(self, seconds: float) -> float:
+        began = self._loop.time()
+        await asyncio.sleep(seconds)
+        return self._loop.time() - began
+
+    def _miss(self, connection: Connection, silence: float) -> None:
+        if silence > DEAD_AFTER:
+            connection.abort(f"no answer for {silence:.1f} s")
+        elif silence > SILENT_AFTER:
+            self._went_away("it does not answer")
 
     def _went_away(self, reason: str) -> None:
         if self._away_since is None:

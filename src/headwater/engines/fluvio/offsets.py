@@ -14,10 +14,26 @@ from .apis import Place
 from .cluster import Cluster
 from .connection import ANSWER_WITHIN
 from .membership import LITTLE, is_member
+from .options import NOTHING, Fluvio
 from .streaming import PartitionStream
 
 PROBE: Final = 1 << 16  # bytes read at once while looking for a time
 _AT_ONCE: Final = 8  # partitions looked at beside each other
+
+
+async def first(cluster: Cluster, source: Source, places: Sequence[Place]) -> dict[Place, int]:
+    """Where a source begins on each of these partitions. Raises OffsetOutOfRangeError, ConfigurationError."""
+    own = source.option(Fluvio) or NOTHING
+    if own.from_beginning is not None:
+        ranges = await cluster.ranges(places)
+        return {place: min(earliest + own.from_beginning, latest) for place, (earliest, latest) in ranges.items()}
+    if own.from_end is not None:
+        ranges = await cluster.ranges(places)
+        return {place: max(latest - own.from_end, earliest) for place, (earliest, latest) in ranges.items()}
+    if isinstance(source.start, int) and len(places) != 1 and source.group is None:
+        start = source.start
+        raise ConfigurationError(f"start={start} needs one partition: give partitions=[n] or start={{n: {start}}}")
+    return await resolve(cluster, source.start, places)
 
 
 async def resolve(cluster: Cluster, start: Start, places: Sequence[Place]) -> dict[Place, int]:
@@ -120,7 +136,7 @@ async def prepare(cluster: Cluster, source: Source, places: Sequence[Place]) -> 
     missing = [place for place in places if place not in there]
     if not missing:
         return 0, False
-    starts = await resolve(cluster, "earliest" if there else source.start, missing)
+    starts = await (resolve(cluster, "earliest", missing) if there else first(cluster, source, missing))
     await store(cluster, source.group, starts)
     if there or source.start == "earliest":
         return 0, not there

@@ -11,9 +11,8 @@ from typing import Final, NamedTuple
 from ...errors import DecodeError, MissingExtraError
 from .wire import Reader
 
-HEAD: Final = 57  # bytes of a batch before its records
-
-COUNT: Final = struct.Struct(">i")  # how many records there are, before them and compressed with them
+HEAD: Final = 57  # bytes of a batch before its records, which may be compressed ...
+COUNT: Final = 4  # ... and begin with their number
 
 _HEAD: Final = struct.Struct(">qiibIhiqqqhi")
 _HAS_SCHEMA: Final = 0x10
@@ -60,7 +59,7 @@ def _read_records(data: bytes, base: int, first_time: int) -> list[Record]:
     varint, end = reader.varint, len(data)
     has_time = first_time > 0
     try:
-        (count,) = COUNT.unpack(reader.raw(COUNT.size))
+        count = int.from_bytes(reader.raw(COUNT))
         while reader.at < end:
             length = varint()
             after = length + reader.at

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from ...codecs.envelope import seal
@@ -23,15 +23,15 @@ from ...errors import (
 from ...message import Headers, Outgoing, Receipt
 from . import apis, names
 from .apis import Place, Produced
-from .batching import LONGEST_RECORD_HEAD, ROOM, partition_of, write_batch, write_record
+from .batching import LONGEST_RECORD_HEAD, MAX_BATCH, partition_of, write_batch, write_record
 from .cluster import Cluster
 from .connection import LostError
-from .records import CODECS, compress
+from .records import CODECS, COUNT, HEAD, compress
 from .settings import Settings
 from .wire import TIMED_OUT, TOO_LARGE, TOPIC_DELETED, TOPIC_NOT_FOUND, Fault, Reader
 
 ANSWER_WITHIN: Final = 30.0  # seconds that a leader has to confirm a batch
-MOST: Final = ROOM - LONGEST_RECORD_HEAD  # bytes of a key and a value, envelope included
+MOST: Final = MAX_BATCH - HEAD - COUNT - LONGEST_RECORD_HEAD  # bytes of a key and a value, envelope included
 _ALL: Final = -1  # replicas in sync
 _LEADER: Final = 1
 
@@ -87,6 +87,34 @@ class Letter(NamedTuple):
         self.post.settle(self.number, outcome)
 
 
+class Route(NamedTuple):
+    """A topic, and where those of its messages go that are sent together: what has no key to one partition."""
+
+    topic: str
+    partitions: int
+    turn: int
+
+    def place(self, outgoing: Outgoing, key: bytes | None) -> Place:
+        """The partition of a message. Raises ConfigurationError for one that is not there."""
+        number = outgoing.partition
+        if number is None:
+            return self.topic, self.turn if key is None else partition_of(key, self.partitions)
+        if not 0 <= number < self.partitions:
+            raise ConfigurationError(f"{outgoing.topic!r} has partitions 0 to {self.partitions - 1}, not {number}")
+        return self.topic, number
+
+
+def _letter(post: Post, number: int, outgoing: Outgoing) -> Letter:
+    if outgoing.delay:
+        raise NotSupportedError("fluvio", "delay=", "it keeps no message back")
+    headers = outgoing.headers if isinstance(outgoing.headers, Headers) else Headers(outgoing.headers)
+    letter = Letter(post, number, outgoing.key_bytes, seal(None, headers, outgoing.body))
+    size = len(letter.value) + len(letter.key or b"")
+    if size > MOST:
+        raise MessageTooLargeError(outgoing.topic, size, MOST)
+    return letter
+
+
 class Sender:
     """Puts messages into the lane of their partition."""
 
@@ -96,15 +124,15 @@ class Sender:
         self._settings, self._cluster = settings, cluster
         self._lanes: dict[Place, Lane] = {}
         self._order = asyncio.Lock()  # who has to ask for a topic first keeps those that come later behind
-        self._turn: dict[str, int] = {}  # the partition that messages without a key went to last
+        self._turns: dict[str, int] = {}  # the partition that messages without a key went to last, by topic
 
     async def send(self, messages: Sequence[Outgoing]) -> Sequence[Receipt]:
         """Receipts of these. Raises PublishError, or the error of a single message."""
         post = Post(messages)
-        unknown = {message.topic for message in messages if not self._knows(message.topic)}
-        if unknown or self._order.locked():
+        topics = {message.topic for message in messages}
+        if self._order.locked() or not all(map(self._knows, topics)):
             async with self._order:
-                refused = {topic: error for topic in unknown if (error := await self._learn(topic)) is not None}
+                refused = {topic: error for topic in topics if (error := await self._learn(topic)) is not None}
                 self._put(post, refused)
         else:
             self._put(post, {})
@@ -132,43 +160,28 @@ class Sender:
             return error
         return None
 
-    def _put(self, post: Post, refused: dict[str, HeadwaterError]) -> None:
-        stuck: dict[str, int] = {}  # where those without a key go, the same for all of one send
-        for index, outgoing in enumerate(post.messages):
+    def _put(self, post: Post, refused: Mapping[str, HeadwaterError]) -> None:
+        routes: dict[str, Route] = {}
+        for number, outgoing in enumerate(post.messages):
             try:
-                if outgoing.topic in refused:
-                    raise refused[outgoing.topic]
-                letter = self._letter(post, index, outgoing)
-                self._lane(self._place(outgoing, letter.key, stuck)).put(letter)
+                topic = outgoing.topic
+                route = routes.get(topic)
+                if route is None:
+                    if topic in refused:
+                        raise refused[topic]
+                    route = routes[topic] = self._route(topic)
+                letter = _letter(post, number, outgoing)
+                self._lane(route.place(outgoing, letter.key)).put(letter)
             except HeadwaterError as error:
-                post.settle(index, error)
+                post.settle(number, error)
 
-    def _letter(self, post: Post, index: int, outgoing: Outgoing) -> Letter:
-        if outgoing.delay:
-            raise NotSupportedError("fluvio", "delay=", "it keeps no message back")
-        headers = outgoing.headers if isinstance(outgoing.headers, Headers) else Headers(outgoing.headers)
-        letter = Letter(post, index, outgoing.key_bytes, seal(None, headers, outgoing.body))
-        size = len(letter.value) + len(letter.key or b"")
-        if size > MOST:
-            raise MessageTooLargeError(outgoing.topic, size, MOST)
-        return letter
-
-    def _place(self, outgoing: Outgoing, key: bytes | None, stuck: dict[str, int]) -> Place:
-        topic = names.native(outgoing.topic)
-        count = self._cluster.known_count(topic)
+    def _route(self, topic: str) -> Route:
+        native = names.native(topic)
+        count = self._cluster.known_count(native)
         if count is None:  # forgotten a moment ago
-            raise TopicNotFoundError(outgoing.topic)
-        if outgoing.partition is not None:
-            if not 0 <= outgoing.partition < count:
-                raise ConfigurationError(
-                    f"{outgoing.topic!r} has partitions 0 to {count - 1}, not {outgoing.partition}"
-                )
-            return topic, outgoing.partition
-        if key is not None:
-            return topic, partition_of(key, count)
-        if topic not in stuck:
-            self._turn[topic] = stuck[topic] = (self._turn.get(topic, -1) + 1) % count
-        return topic, stuck[topic]
+            raise TopicNotFoundError(topic)
+        turn = self._turns[native] = (self._turns.get(native, -1) + 1) % count
+        return Route(native, count, turn)
 
     def _lane(self, place: Place) -> Lane:
         lane = self._lanes.get(place)
@@ -223,7 +236,7 @@ class Lane:
     def _take(self) -> list[Letter]:
         """As many as fit into a batch; those that nobody waits for any more are dropped."""
         taken: list[Letter] = []
-        room = ROOM
+        room = MAX_BATCH - HEAD - COUNT
         waiting = self._waiting
         while waiting:
             letter = waiting[0]
@@ -238,8 +251,8 @@ class Lane:
     async def _deliver(self, letters: Sequence[Letter]) -> None:
         now = time.time()
         started = time.monotonic()
-        records = [write_record(number, 0, letter.key, letter.value) for number, letter in enumerate(letters)]
-        batch = write_batch(records, round(now * 1000), 0, self._codec)
+        records = [write_record(number, letter.key, letter.value) for number, letter in enumerate(letters)]
+        batch = write_batch(records, round(now * 1000), self._codec)
         try:
             produced = await self._produce(batch)
         except Fault as fault:

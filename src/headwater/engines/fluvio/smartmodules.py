@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Sequence
 from typing import Final
 
@@ -37,10 +38,11 @@ class SmartModules:
         """Load one. Raises ConfigurationError for what is no WebAssembly, or what the cluster refuses."""
         if not wasm.startswith(_WASM):
             raise ConfigurationError(f"SmartModule {name!r}: this is no WebAssembly, which begins with 00 61 73 6d")
+        packed = gzip.compress(wasm)  # as SPUs want it
         try:
             await self._cluster.control(
                 apis.CREATE,
-                lambda version: apis.create(apis.MODULE, name, apis.module_spec(name, wasm, version), _TIMEOUT),
+                lambda _: apis.create(apis.MODULE, name, apis.module_spec(packed), _TIMEOUT),
                 apis.read_status,
             )
         except Fault as fault:

@@ -16,9 +16,10 @@ from .cluster import Cluster
 from .connection import WHO, Connection, LostError
 from .link import DEAD_AFTER
 from .records import Record, read_batches
-from .wire import EVICTED, OUT_OF_RANGE, PASSING, TOPIC_DELETED, TOPIC_NOT_FOUND, Fault, Reader
+from .wire import EVICTED, MODULE_NOT_FOUND, OUT_OF_RANGE, PASSING, TOPIC_DELETED, TOPIC_NOT_FOUND, Fault, Reader
 
 STREAM: Final = 1  # the number of the only stream of a connection
+MODULE_TRIES: Final = 7  # about three seconds
 MAX_FETCH: Final = 32 << 20  # bytes; no batch is larger
 PING_EVERY: Final = 2.0  # seconds of quiet
 _AGAIN: Final = Retry(backoff=(0.05, 2.0))
@@ -92,9 +93,13 @@ class PartitionStream:
             except (LostError, ConnectError):
                 await self._pause()
             except Fault as fault:
-                if fault.code not in PASSING:
+                if not self._passes(fault):
                     raise await self._refused(fault) from fault
                 await self._pause()
+
+    def _passes(self, fault: Fault) -> bool:
+        """Whether it may be otherwise in a moment; a new SmartModule, for one, is known to all SPUs only then."""
+        return fault.code in PASSING or (fault.code == MODULE_NOT_FOUND and self._tries < MODULE_TRIES)
 
     async def _pause(self) -> None:
         self.close()

@@ -234,7 +234,7 @@ class KafkaAdmin:
         return ClusterInfo("kafka", "", tuple(nodes))
 
     async def health(self) -> Health:
-        """Whether it answers, has a controller, and every partition has a leader and all its copies in step."""
+        """Whether all nodes answer, one controls, and every partition has a leader and all its copies in step."""
         try:
             problems = list(await self._cluster.problems())
         except HeadwaterError as error:

@@ -23,6 +23,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it says not
 from ...errors import (
     AuthenticationError,
     ConfigurationError,
+    ConnectError,
     GroupNotFoundError,
     HeadwaterError,
     OffsetOutOfRangeError,
@@ -38,6 +39,7 @@ T = TypeVar("T")
 When = Literal["earliest", "latest"] | datetime
 
 TIMEOUT: Final = 10.0  # seconds for one question
+LOOK: Final = 3.0  # ... whether somebody is there at all
 _AGAIN: Final = 0.05  # seconds until a question is asked again whose answer is not known everywhere yet
 
 
@@ -133,7 +135,7 @@ class Cluster:
             await self._answers(lambda: self.client.create_topics([new], request_timeout=TIMEOUT), name)
         except _ThereAlreadyError:
             return
-        await _until(lambda: self._count(name))
+        await _until(lambda: self._is_known(name, 1))
 
     async def delete(self, name: str) -> None:
         """Delete a topic; returns once it is gone. Raises TopicNotFoundError."""
@@ -149,11 +151,16 @@ class Cluster:
         """Have so many partitions; returns once they are there."""
         new = NewPartitions(name, total)
         await self._answers(lambda: self.client.create_partitions([new], request_timeout=TIMEOUT), name)
+        await _until(lambda: self._is_known(name, total))
 
-        async def there() -> bool:
-            return await self.existing(name) >= total
-
-        await _until(there)
+    async def _is_known(self, name: str, partitions: int) -> bool:
+        """Whether a topic has so many partitions, and the nodes that lead them have heard of it."""
+        try:
+            count = await self.existing(name)
+            await self.offsets([(name, number) for number in range(count)], "latest")
+        except TopicNotFoundError:
+            return False
+        return count >= partitions
 
     async def configs(self, topics: Collection[str]) -> Mapping[str, Mapping[str, ConfigEntry]]:
         """The configuration of topics, in Kafka's words."""
@@ -178,7 +185,8 @@ class Cluster:
         if not places:
             return {}
         asked = {TopicPartition(*place): _spec(when) for place in places}
-        answers = await self._answers(lambda: self.client.list_offsets(asked, request_timeout=TIMEOUT))
+        topics = ", ".join(sorted({topic for topic, _ in places}))
+        answers = await self._answers(lambda: self.client.list_offsets(asked, request_timeout=TIMEOUT), topics)
         found = {(position.topic, position.partition): answer.offset for position, answer in answers.items()}
         if isinstance(when, datetime):  # none so late
             late = [place for place, offset in found.items() if offset < 0]
@@ -209,7 +217,20 @@ class Cluster:
         """Where a group is on these partitions, or on all there are; without those it has no position on."""
         if places is None:
             places = [(name, number) for name, count in (await self.topics()).items() for number in range(count)]
-        return await stored(self._settings, group, places)
+        try:
+            return await stored(self._settings, group, places)
+        except ConnectError:
+            await self._check_allowed(group)
+            raise
+
+    async def _check_allowed(self, group: str) -> None:
+        """Raise AuthenticationError for a group that is not for this user: all that `stored` hears then is silence."""
+        answers = self.client.describe_consumer_groups([group], request_timeout=LOOK)
+        try:
+            await asyncio.wrap_future(answers[group])
+        except KafkaException as error:
+            if isinstance(refusal := _refused(error.args[0], group, self.address), AuthenticationError):
+                raise refusal from error
 
     async def store(self, group: str, offsets: Mapping[Place, int]) -> None:
         """Move a group that has no live member. Raises ConfigurationError if it has."""
@@ -218,16 +239,19 @@ class Cluster:
     async def group_names(self) -> list[str]:
         """All consumer groups."""
         listed = await self._answer(lambda: self.client.list_consumer_groups(request_timeout=TIMEOUT))
-        for error in listed.errors or ():
-            raise failure(error.args[0], self.address)
+        for error in listed.errors or ():  # each in an exception, or as it is
+            raise failure(error.args[0] if isinstance(error, KafkaException) else error, self.address)
         return [found.group_id for found in listed.valid or ()]
 
     async def groups(self, names: Sequence[str]) -> list[Any]:
         """The descriptions of groups, as the client library gives them."""
         if not names:
             return []
-        found = await self._answers(lambda: self.client.describe_consumer_groups(list(names), request_timeout=TIMEOUT))
-        return list(found.values())
+
+        def ask() -> Mapping[str, Future[Any]]:
+            return self.client.describe_consumer_groups(list(names), request_timeout=TIMEOUT)
+
+        return list((await self._answers(ask, ", ".join(names))).values())
 
     async def has_members(self, group: str) -> bool:
         """Whether somebody takes part in a group."""
@@ -245,9 +269,20 @@ class Cluster:
         return await self._answer(lambda: self.client.describe_cluster(request_timeout=TIMEOUT))
 
     async def problems(self) -> list[str]:
-        """What is wrong with the partitions, one sentence each."""
+        """What is wrong with the nodes and the partitions, one sentence each.
+
+        A node goes on telling what it last heard when most of the controllers are gone. So each one is asked itself,
+        and the controller whether it would do something.
+        """
         found = await self._metadata()
-        problems = [] if found.controller_id >= 0 else ["there is no controller"]
+        nodes = list(found.brokers.values())
+        is_led, *are_there = await asyncio.gather(
+            asyncio.to_thread(self._is_led), *(asyncio.to_thread(self._is_there, node.id) for node in nodes)
+        )
+        problems = [] if is_led else ["there is no controller: most of those that elect one are away"]
+        for node, is_there in zip(nodes, are_there, strict=True):
+            if not is_there:
+                problems.append(f"the node {node.id} at {node.host}:{node.port} does not answer")
         for name, topic in sorted(found.topics.items()):
             for number, partition in sorted(topic.partitions.items()):
                 if partition.leader < 0:
@@ -256,7 +291,29 @@ class Cluster:
                     problems.append(f"{name}[{number}] has {len(partition.isrs)} of {len(partition.replicas)} copies")
         return problems
 
+    def _is_led(self) -> bool:
+        """Blocks. Over a connection of its own: a node without a controller holds up what is asked after this."""
+        client = AdminClient(self._settings.connection() | {"log_level": 0})
+        new = NewTopic("headwater-health", num_partitions=1, replication_factor=1)
+        return _is_answered(client.create_topics([new], validate_only=True, request_timeout=LOOK))
 
+    def _is_there(self, node: int) -> bool:
+        """Blocks."""
+        resource = ConfigResource(ResourceType.BROKER, str(node))
+        return _is_answered(self.client.describe_configs([resource], request_timeout=LOOK))
+
+
+def _is_answered(answers: Mapping[Any, Future[Any]]) -> bool:
+    """Whether somebody says something to this, be it no."""
+    try:
+        for answer in answers.values():
+            answer.result()
+    except KafkaException as error:
+        return error.args[0].name() not in _SILENCE
+    return True
+
+
+_SILENCE: Final = frozenset(("_ALL_BROKERS_DOWN", "_TIMED_OUT", "_TRANSPORT", "NOT_CONTROLLER", "REQUEST_TIMED_OUT"))
 _BUSY: Final = frozenset(("NON_EMPTY_GROUP", "UNKNOWN_MEMBER_ID", "REBALANCE_IN_PROGRESS"))
 _UNWANTED: Final = frozenset(
     (
@@ -294,10 +351,7 @@ def _refused(error: KafkaError, what: str, address: str) -> HeadwaterError:
         return TopicNotFoundError(what)
     if name == "GROUP_ID_NOT_FOUND":
         return GroupNotFoundError(what)
-    if name.endswith("_AUTHORIZATION_FAILED"):
-        subject = f" on {what!r}" if what else ""
-        return AuthenticationError(address, f"{reason}{subject}: this user needs an ACL that allows it")
-    return failure(error, address)
+    return failure(error, address, what=what)
 
 
 def _spec(when: When) -> Any:

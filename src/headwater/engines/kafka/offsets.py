@@ -42,7 +42,7 @@ async def store(settings: Settings, group: str, offsets: Mapping[Place, int]) ->
     done = await _beside(settings, group, lambda consumer: consumer.commit(offsets=wanted, asynchronous=False))
     for position in done or ():
         if position.error is not None:
-            raise failure(position.error, settings.address)
+            raise failure(position.error, settings.address, what=group)
 
 
 def _insist(ask: Callable[[], T]) -> T:
@@ -73,4 +73,4 @@ async def _beside(settings: Settings, group: str, ask: Callable[[Consumer], T]) 
     except KafkaException as error:
         if error.args[0].name() in _BUSY:
             raise ConfigurationError(f"group {group!r} has live members: stop them, then try again") from error
-        raise failure(error.args[0], settings.address) from error
+        raise failure(error.args[0], settings.address, what=group) from error

@@ -38,10 +38,6 @@ _REFUSED: Final = frozenset(
     (
         "_AUTHENTICATION",
         "SASL_AUTHENTICATION_FAILED",
-        "TOPIC_AUTHORIZATION_FAILED",
-        "GROUP_AUTHORIZATION_FAILED",
-        "CLUSTER_AUTHORIZATION_FAILED",
-        "TRANSACTIONAL_ID_AUTHORIZATION_FAILED",
     )
 )
 _PASSING: Final = frozenset(
@@ -168,9 +164,15 @@ def passes(error: KafkaError) -> bool:
     return error.name() in _PASSING
 
 
-def failure(error: KafkaError, address: str, outgoing: Outgoing | None = None, timeout: float = 0.0) -> HeadwaterError:
-    """What to raise for an error of the client library, about this message if there is one."""
+def failure(
+    error: KafkaError, address: str, outgoing: Outgoing | None = None, timeout: float = 0.0, what: str = ""
+) -> HeadwaterError:
+    """What to raise for an error of the client library, about this message, or this topic or group, if there is one."""
     name, reason = error.name(), error.str()
+    if name.endswith("_AUTHORIZATION_FAILED"):
+        what = what if outgoing is None else outgoing.topic
+        subject = f" on {what!r}" if what else ""
+        return AuthenticationError(address, f"{reason}{subject}: this user needs an ACL that allows it")
     if name in _REFUSED:
         return AuthenticationError(address, reason)
     if outgoing is not None:

@@ -56,4 +56,4 @@ class Troubles:
                 f"another member of group {self._group!r} took the place of this one, which has the same "
                 f"instance: give each machine a name of its own. {kafka.str()}"
             )
-        return failure(kafka, self._address)
+        return failure(kafka, self._address, what=(self._group or "") if kafka.name().startswith("GROUP_") else "")

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ...errors import HeadwaterError
+from ...errors import ConnectError, HeadwaterError
 from .connection import Connection, LostError
 from .wire import is_status, publication
 
@@ -23,6 +23,7 @@ NO_MESSAGE: Final = 10037
 TOO_LARGE: Final = 10054
 NO_SCHEDULES: Final = 10188
 NO_RESET: Final = 10204  # to a place before the one where the consumer was made to begin
+NO_LEADER: Final = 10008
 NO_JETSTREAM: Final = frozenset((10039, 10076))  # not enabled for the account, or on the server
 
 
@@ -30,11 +31,12 @@ class JetStreamError(HeadwaterError):
     """JetStream refused something. `code` is its own number for the reason."""
 
     def __init__(self, what: str, code: int, reason: str) -> None:
-        super().__init__(f"JetStream refuses {what}: {reason} ({code})")
+        hint = ": most of its servers are away, or they are electing a leader" if code == NO_LEADER else ""
+        super().__init__(f"JetStream refuses {what}: {reason} ({code}){hint}")
         self.code, self.reason = code, reason
 
 
-class NoAnswerError(HeadwaterError):
+class NoAnswerError(ConnectError):
     """JetStream does not answer: it is not enabled, what was asked of is not there, or it takes too long."""
 
 
@@ -63,6 +65,7 @@ class Api:
 
     def __init__(self, connection: Connection, domain: str | None) -> None:
         self._connection = connection
+        self._url = f"nats://{connection.settings.address}"
         self.prefix = f"$JS.{domain}.API." if domain else "$JS.API."
 
     async def ask(self, subject: str, question: Any = None, within: float = WITHIN) -> Any:
@@ -79,9 +82,9 @@ class Api:
             async with asyncio.timeout(within):
                 headers, answer = await self._insist(subject.encode(), body)
         except TimeoutError as error:
-            raise NoAnswerError(f"no answer from {subject} within {within:g} s") from error
+            raise NoAnswerError(self._url, f"no answer from {subject} within {within:g} s") from error
         if headers is not None and is_status(headers):
-            raise NoAnswerError(f"nobody answers on {subject}: is JetStream enabled (nats-server -js)?")
+            raise NoAnswerError(self._url, f"nobody answers on {subject}: is JetStream enabled (nats-server -js)?")
         found = msgspec.json.decode(answer)
         if "error" in found:
             refusal = msgspec.convert(found["error"], Refusal)

@@ -82,7 +82,8 @@ class JetStreamEngine:
                 return  # it is there, and electing a leader
             await self.connection.close()
             hint = "JetStream does not answer: it is enabled by nats-server -js, and nats+core:// does without"
-            raise ConnectError(f"nats://{self.settings.address}", f"{hint} ({error})") from error
+            said = error.reason
+            raise ConnectError(f"nats://{self.settings.address}", f"{hint} ({said})") from error
 
     async def close(self) -> None:
         await self.connection.close()

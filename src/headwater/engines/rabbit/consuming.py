@@ -7,7 +7,7 @@ import itertools
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -16,8 +16,8 @@ from typing import Any, Final
 import pamqp.frame
 from pamqp.commands import Basic
 
-from ...engine import Source, Start
-from ...errors import ConfigurationError, HeadwaterError, NotSupportedError
+from ...engine import Source, Start, Topic
+from ...errors import ConfigurationError, HeadwaterError, NotSupportedError, TopicNotFoundError
 from ...inbox import Inbox
 from ...message import Message, Outgoing, Position, Receipt
 from ...topics import is_pattern, match
@@ -100,7 +100,7 @@ class Tap:
         self._inbox = inbox
         self._topics = {binding.exchange: binding.topic for binding in place.bindings if not is_pattern(binding.topic)}
         self._patterns = [binding.topic for binding in place.bindings if is_pattern(binding.topic)]
-        self._position = _position(source.start)  # in a stream: where it is read from
+        self._position = position_of(source.start)  # in a stream: where it is read from
         # A stream begins at the chunk that contains a time; messages are stamped to the second.
         self._since = int(source.start.timestamp()) if isinstance(source.start, datetime) else 0
         self._sought: asyncio.Future[None] | None = None  # done once it is read from the position somebody wanted
@@ -126,15 +126,16 @@ class Tap:
                 await channel.queue_delete(self._place.queue, timeout=FAREWELL)
         await leave_channel(channel)
 
-    async def seek(self, position: Position) -> bool:
-        """Read from this offset on; False if this is not the stream of that topic."""
-        if not self._place.stream or self._place.queue != position.topic:
-            return False
+    def replays(self, topic: str) -> bool:
+        """Whether this is the stream of that topic."""
+        return self._place.stream and self._place.queue == topic
+
+    async def seek(self, position: Position) -> None:
+        """Read a stream from this offset on."""
         self._position, self._since = position.offset, 0
         self._sought = asyncio.get_running_loop().create_future()
         self._session.end()
         await self._sought
-        return True
 
     async def widen(self) -> None:
         """Have one more consumer if those there are can be given nothing more."""
@@ -232,14 +233,14 @@ class Tap:
         """Begin again as soon as it can be."""
         session = self._session
         if not session.channel.is_closed and self._sought is None:
-            _log.warning("the queue %r was deleted, with the messages in it; it is made again", self._place.queue)
+            _log.warning("the queue %r was deleted, with the messages in it: waiting for a new one", self._place.queue)
         await leave_channel(session.channel)
         self._forget_unreceived(session)
         for tries in itertools.count(1):
             try:
-                await self._look_what_is_gone()
-                await self._begin()
-                break
+                if await self._may_begin():
+                    await self._begin()
+                    break
             except (*LOST, TimeoutError) as error:
                 if tries == 1 and self._link.available:
                     _log.warning("the queue %r cannot be consumed yet: %r. Trying on", self._place.queue, error)
@@ -259,21 +260,39 @@ class Tap:
         if ours and self._place.stream and self._sought is None:
             self._position = ours[0].offset
 
-    async def _look_what_is_gone(self) -> None:
-        """A reader's queue that expired has a gap; a stream that was deleted is another one when it is made again."""
+    async def _may_begin(self) -> bool:
+        """Whether there is something to begin with, or may be made: whoever only reads a topic does not make it anew.
+
+        A reader's queue that expired has a gap; a stream that was deleted is another one when it is made again.
+        """
         if not (self._place.temporary or self._place.stream) or await queue_is_there(self._link, self._place.queue):
-            return
-        if self._place.stream:
-            self._position, self._since = "first", 0
-        else:
-            topics = ", ".join(self._source.topics)
+            return True
+        topics = ", ".join(self._source.topics)
+        if not self._place.stream:
             _log.warning("a reader of %s was away for too long: what was published meanwhile is missed", topics)
+            return True
+        self._position, self._since = "first", 0
+        try:
+            await self._topology.check(self._link, Topic(self._place.queue, options=self._source.options))
+        except TopicNotFoundError:
+            return False
+        return True
 
 
 class QueueSubscription:
-    """A place in one or more queues. A reader's messages are acknowledged as they are received."""
+    """A place in one or more queues. A reader's messages are acknowledged as they are received.
 
-    def __init__(self, topology: Topology, source: Source, places: Sequence[tuple[Link, Place]]) -> None:
+    `check` raises OffsetOutOfRangeError for an offset that a stream does not have.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        source: Source,
+        places: Sequence[tuple[Link, Place]],
+        check: Callable[[str, int], Awaitable[None]],
+    ) -> None:
+        self._check = check
         self._inbox = Inbox(sys.maxsize)  # the server bounds it: it sends no more than the prefetch
         self._acknowledges = source.group is None
         share = max(1, source.prefetch // len(places))
@@ -334,11 +353,14 @@ class QueueSubscription:
         pass
 
     async def seek(self, position: Position) -> None:
-        if not any([await tap.seek(position) for tap in self._taps]):
+        tap = next((tap for tap in self._taps if tap.replays(position.topic)), None)
+        if tap is None:
             raise NotSupportedError("rabbit", f"seek ({position.topic})", "only streams can be read again")
+        await self._check(position.topic, position_of(position.offset))
+        await tap.seek(position)
 
 
-def _position(start: Start) -> Any:
+def position_of(start: Start) -> Any:
     """Where a stream begins, as RabbitMQ is told."""
     match start:
         case "earliest":

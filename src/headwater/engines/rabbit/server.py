@@ -14,10 +14,10 @@ from typing import Final, TypeVar
 import aiormq
 
 from ...engine import DeclareMode, Source, Subscription, Topic
-from ...errors import AuthenticationError, ConnectError
+from ...errors import AuthenticationError, ConnectError, OffsetOutOfRangeError
 from ...topics import is_pattern
 from .address import Address
-from .consuming import QueueSubscription
+from .consuming import QueueSubscription, position_of
 from .link import LOST, Link, described, is_passing
 from .names import QUEUE_PREFIX
 from .options import QueueType
@@ -172,6 +172,12 @@ class Server:
         await self._reading.open()
         return await self._ask(partial(bounds, self._reading, topic))
 
+    async def check_offset(self, topic: str, offset: int) -> None:
+        """Raise OffsetOutOfRangeError unless the stream of a topic has this offset, or gives it to the next message."""
+        earliest, latest = await self.bounds(topic)
+        if not earliest <= offset <= latest:
+            raise OffsetOutOfRangeError(topic, 0, offset, earliest, latest)
+
     # --- consuming ------------------------------------------------------------------------------------
 
     async def _link_of(self, place: Place) -> Link:
@@ -193,7 +199,10 @@ class Server:
             for topic in source.topics:
                 if not is_pattern(topic) and not topic.startswith(QUEUE_PREFIX):
                     await self._ask(partial(self.topology.check, link, Topic(topic, options=source.options)))
-        subscription = QueueSubscription(self.topology, source, linked)
+        for place in places:
+            if place.stream and isinstance(offset := position_of(source.start), int):
+                await self.check_offset(place.queue, offset)
+        subscription = QueueSubscription(self.topology, source, linked, self.check_offset)
         await self._ask(subscription.open)
         try:
             yield subscription

@@ -281,7 +281,7 @@ class RedisEngine:
 
     @asynccontextmanager
     async def _follow(self, source: Source) -> AsyncIterator[Subscription]:
-        following = Following(self.servers, source, _printable(source.client))
+        following = Following(self.servers, source, _printable(source.client), self.url)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(following.close)
             await self._discover(stack, source, following)

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from ...engine import Source
-from ...errors import NotSupportedError, TopicNotFoundError
+from ...errors import AuthenticationError, NotSupportedError, TopicNotFoundError
 from ...message import Message, Outgoing, Position, Receipt
 from ...topics import is_pattern
 from . import places
 from .entries import read
 from .patterns import streams_matching
 from .reading import Basket, Reader
-from .servers import Servers
+from .servers import Servers, refused
 from .wire import Command, Refusal
 
 _log: Final = logging.getLogger("headwater.redis")
@@ -24,8 +24,9 @@ _log: Final = logging.getLogger("headwater.redis")
 class Following:
     """Reads streams from a position, which it keeps over reconnects."""
 
-    def __init__(self, servers: Servers, source: Source, name: str) -> None:
+    def __init__(self, servers: Servers, source: Source, name: str, url: str) -> None:
         self.name = name
+        self._url = url
         self.basket = Basket()
         self.basket.on_resume = self._interrupt
         self._servers, self._source = servers, source
@@ -34,13 +35,15 @@ class Following:
         self._readers: dict[int, Reader] = {}
 
     async def open(self) -> None:
-        """Find out where to begin. Raises TopicNotFoundError."""
+        """Find out where to begin. Raises TopicNotFoundError, AuthenticationError, ConnectError."""
         topics = [topic for topic in self._source.topics if not is_pattern(topic)]
         found = await streams_matching(self._servers, filter(is_pattern, self._source.topics))
         infos = await self._servers.ask([(topic, ("XINFO", "STREAM", topic)) for topic in [*topics, *found]])
         for topic, info in zip([*topics, *found], infos, strict=True):
             if isinstance(info, Refusal):
-                raise TopicNotFoundError(topic) if "no such key" in str(info) else info
+                if "no such key" in str(info):
+                    raise TopicNotFoundError(topic)
+                raise refused(self._url, topic, ("XINFO", "STREAM", topic), info)
             about = dict(zip(info[::2], info[1::2], strict=True))
             self._positions[topic] = places.before(self._source.start, about[b"last-generated-id"].decode())
         self._read(self._positions)
@@ -86,6 +89,9 @@ class Following:
                 self.basket.put(read(topic, None, entries))
 
     async def refused(self, topics: Sequence[str], refusal: Refusal) -> bool:
+        error = refused(self._url, topics[0], ("XREAD",), refusal)
+        if isinstance(error, AuthenticationError):  # who reads is told; whatever else it is may pass
+            self.basket.fail(error)
         return False
 
     # --- Subscription ---------------------------------------------------------------------------------

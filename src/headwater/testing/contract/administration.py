@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from ...errors import ConfigurationError, GroupNotFoundError, TopicNotFoundError
 from ...message import Outgoing
 from .needs import needs
 from .tools import QUIET, nothing_more, reading, taken
+
+Call = Callable[[], Awaitable[Any]]
 
 
 class Administration:
@@ -131,10 +134,27 @@ class Administration:
 
     @needs("admin.describe_topic", "admin.list_groups")
     async def test_what_is_not_there_is_named(self, broker: Broker, topic: str, group: str) -> None:
-        with pytest.raises(TopicNotFoundError, match=f"{topic}-nowhere"):
-            await broker.admin.topics.describe(f"{topic}-nowhere")
-        with pytest.raises(GroupNotFoundError, match=group):
-            await broker.admin.groups.describe(group)
+        admin, wrong = broker.admin, f"{topic}-nowhere"
+        topics, partitions, groups = admin.topics, admin.partitions, admin.groups
+        of_topics: dict[str, Call] = {
+            "describe_topic": lambda: topics.describe(wrong),
+            "alter_topic": lambda: topics.alter(wrong),
+            "delete_topic": lambda: topics.delete(wrong),
+            "purge_topic": lambda: topics.purge(wrong),
+            "list_partitions": lambda: partitions.list(wrong),
+            "add_partitions": lambda: partitions.add(wrong, 99),
+        }
+        of_groups: dict[str, Call] = {
+            "list_groups": lambda: groups.describe(group),
+            "lag": lambda: groups.lag(group),
+            "set_offsets": lambda: groups.reset(group, topic, to="earliest"),
+            "delete_group": lambda: groups.delete(group),
+        }
+        for error, name, calls in ((TopicNotFoundError, wrong, of_topics), (GroupNotFoundError, group, of_groups)):
+            for operation, call in calls.items():
+                if admin.capabilities[operation]:
+                    with pytest.raises(error, match=name):
+                        await call()
 
     @needs("admin.describe_cluster", "admin.health")
     async def test_the_cluster_says_how_it_is(self, broker: Broker) -> None:
