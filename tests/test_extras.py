@@ -10,6 +10,7 @@ import pytest
 CLIENTS = {  # by URL: the module that is missing, the extra that brings it
     "kafka://localhost:1": ("confluent_kafka", "kafka"),
     "nats://localhost:1": ("nats", "nats"),
+    "fluvio://localhost:1": ("google_crc32c", "fluvio"),
     "amqp://localhost:1": ("aiormq", "rabbit"),
     "redis://localhost:1": ("hiredis", "redis"),
     "mqtt://localhost:1": ("paho", "mqtt"),
@@ -17,7 +18,8 @@ CLIENTS = {  # by URL: the module that is missing, the extra that brings it
 
 IMPORTS_NONE = f"""
 import sys, headwater
-from headwater import App, Broker, Kafka, KafkaBroker, Mqtt, MqttBroker, Nats, NatsBroker, Rabbit, RabbitBroker, Redis
+from headwater import App, Broker, Fluvio, FluvioBroker, Kafka, KafkaBroker
+from headwater import Mqtt, MqttBroker, Nats, NatsBroker, Rabbit, RabbitBroker, Redis
 for url in {list(CLIENTS)!r}:
     App("shop", broker=Broker(url))
 print([name for name in {[name for name, _ in CLIENTS.values()]!r} if name in sys.modules])

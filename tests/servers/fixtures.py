@@ -101,7 +101,9 @@ def redis_server() -> Iterator[RedisServer]:
     yield from _share("redis")
 
 
-FIXTURES = {f.__name__ for f in (kafka_server, mosquitto_server, nats_server, rabbit_server, redis_server)}
+FIXTURES = {
+    f.__name__ for f in (fluvio_endpoint, kafka_server, mosquitto_server, nats_server, rabbit_server, redis_server)
+}
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses

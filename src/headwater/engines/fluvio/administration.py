@@ -21,10 +21,10 @@ from ...admin import (
     TopicInfo,
 )
 from ...engine import option_of
-from ...errors import ConfigurationError, GroupNotFoundError, HeadwaterError
+from ...errors import ConfigurationError, ConnectError, GroupNotFoundError, HeadwaterError
 from ...topics import is_internal
 from . import names, offsets
-from .apis import PartitionState, Place, TopicSettings, TopicState
+from .apis import PartitionState, Place, Spu, TopicSettings, TopicState
 from .membership import View, live_members, new_probe, prefix_of
 from .options import NOTHING, Fluvio
 from .settings import Settings
@@ -144,7 +144,7 @@ class FluvioAdmin:
         await offsets.store(self._cluster, probe, {place: 0})
         stored = await self._cluster.stored(place)
         await self._cluster.delete_stored(place, probe)
-        now = next((one.time for one in stored if one.consumer == probe), 0)  # by the server's clock
+        now = next(one.time for one in stored if one.consumer == probe)  # by the server's clock
         members = live_members(stored, group, now, self._engine.settings.session_timeout)
         count = await self._cluster.count(topic)
         views = [View(tuple(member.name for member in members), count, exclusive) for exclusive in (False, True)]
@@ -215,7 +215,7 @@ class FluvioAdmin:
         return ClusterInfo("fluvio", await self._cluster.version(), tuple(nodes))
 
     async def health(self) -> Health:
-        """Whether the controller answers, all SPUs are online, and partitions have their leader and their copies."""
+        """Whether the controller and all SPUs answer, and partitions have their leader and their copies."""
         try:
             return Health(tuple(await self._problems()))
         except HeadwaterError as error:
@@ -223,7 +223,7 @@ class FluvioAdmin:
 
     async def _problems(self) -> list[str]:
         spus = await self._cluster.spus()
-        found = [f"SPU {spu.id} at {spu.host}:{spu.port} is offline" for spu in spus if not spu.online]
+        found = [said for said in await asyncio.gather(*map(self._problem_of, spus)) if said is not None]
         if not spus:
             found.append("there is no SPU: nothing can be kept")
         found += [
@@ -235,6 +235,17 @@ class FluvioAdmin:
         for state in await self._cluster.partitions():
             found += await self._problems_of(state, online)
         return found
+
+    async def _problem_of(self, spu: Spu) -> str | None:
+        """The controller takes one that hangs to be online as long as it is connected: it is asked itself."""
+        name = f"SPU {spu.id} at {spu.host}:{spu.port}"
+        if not spu.online:
+            return f"{name} is offline"
+        try:
+            await self._cluster.greet(spu.id, LEADER_ANSWERS_WITHIN)
+        except ConnectError as error:
+            return f"{name} does not answer: {error.reason}"
+        return None
 
     async def _problems_of(self, state: PartitionState, online: set[int]) -> list[str]:
         """The controller may miss that a partition is led for long: then its leader is asked."""

@@ -17,7 +17,7 @@ from ...errors import (
 )
 from . import apis, names
 from .apis import Api, PartitionState, Place, Spu, Stored, TopicSettings, TopicState
-from .connection import ANSWER_WITHIN, Address, Connection, LostError, dial
+from .connection import ANSWER_WITHIN, WHO, Address, Connection, LostError, dial
 from .link import Link
 from .settings import Settings
 from .wire import NO_PERMISSION, PASSING, TOPIC_DELETED, TOPIC_EXISTS, TOPIC_NOT_FOUND, Fault, Reader
@@ -32,7 +32,7 @@ OFFSETS: Final[Place] = ("consumer-offset", 0)  # where the cluster keeps what c
 
 
 class Cluster:
-    """Asks the controller of topics and partitions, and keeps one link to each SPU that is spoken to."""
+    """Asks the controller of topics and partitions, and keeps links to each SPU that is spoken to."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -40,6 +40,7 @@ class Cluster:
         self._controller: Link | None = None
         self._spus: dict[int, Spu] = {}
         self._links: dict[int, Link] = {}
+        self._writing: dict[int, Link] = {}  # to the same: nothing else is answered there until replicas have it all
         self._opening = asyncio.Lock()
         self._leaders: dict[Place, int] = {}
         self._counts: dict[str, int] = {}  # partitions of a topic ...
@@ -60,8 +61,9 @@ class Cluster:
         self._controller = link
 
     async def close(self) -> None:
-        links = [*self._links.values(), *([self._controller] if self._controller is not None else [])]
-        self._links, self._controller = {}, None
+        links = [*self._links.values(), *self._writing.values()]
+        links += [self._controller] if self._controller is not None else []
+        self._links, self._writing, self._controller = {}, {}, None
         for link in links:
             await link.close()
 
@@ -107,8 +109,7 @@ class Cluster:
 
     async def version(self) -> str:
         """Of the controller."""
-        connection = await self._controlling()
-        return connection.spoken.platform
+        return await self.control(apis.VERSIONS, lambda _: WHO, lambda reader: apis.read_versions(reader).platform)
 
     async def spus(self) -> list[Spu]:
         found = await self.listed(apis.SPU, apis.read_spu)
@@ -259,12 +260,13 @@ class Cluster:
     # --- the SPUs -------------------------------------------------------------------------------------
 
     async def leader(self, place: Place) -> int:
-        """Who leads a partition. Raises TopicNotFoundError."""
+        """Who leads a partition. Raises TopicNotFoundError, ConnectError."""
         if place not in self._leaders:
             await self.partitions(place[0])
         if place not in self._leaders:
-            self.forget(place[0])
-            raise TopicNotFoundError(names.ours(place[0]), f"it has no partition {place[1]}")
+            if place not in await self.recount(place[0]):
+                raise TopicNotFoundError(names.ours(place[0]), f"it has no partition {place[1]}")
+            raise ConnectError(self.address, f"{names.ours(place[0])!r}[{place[1]}] has no leader yet")
         return self._leaders[place]
 
     def leader_changed(self, place: Place) -> None:
@@ -280,17 +282,30 @@ class Cluster:
             raise ConnectError(self.address, f"SPU {spu} is not known to the controller")
         return self.settings.address._replace(host=found.host, port=found.port)
 
-    async def link(self, spu: int) -> Link:
-        """The link to this SPU. Raises ConnectError."""
-        link = self._links.get(spu)
-        if link is None:
+    async def greet(self, spu: int, within: float) -> None:
+        """Have an SPU say what it speaks, on a connection of its own. Raises ConnectError."""
+        (await dial(await self.address_of(spu), within)).abort("greeted")
+
+    async def link(self, spu: int, *, writing: bool = False) -> Link:
+        """The link to this SPU for questions, or the one that is written through. Raises ConnectError."""
+        links = self._writing if writing else self._links
+        if spu not in links:
             async with self._opening:
-                link = self._links.get(spu)
-                if link is None:
-                    link = Link(f"SPU {spu} of Fluvio at {self.address}", lambda: self._reach(spu))
+                if spu not in self._links:
+                    watched = Link(f"SPU {spu} of Fluvio at {self.address}", lambda: self._reach_again(spu))
+                    await watched.open()
+                    self._links[spu] = watched
+                if spu not in links:
+                    link = Link(f"writing to SPU {spu}", lambda: self._reach(spu), watched=False)
                     await link.open()
-                    self._links[spu] = link
-        return link
+                    self._writing[spu] = link
+        return links[spu]
+
+    async def _reach_again(self, spu: int) -> Connection:
+        """One that went away is not waited for by those who write, either."""
+        if (writing := self._writing.get(spu)) is not None:
+            writing.drop("its SPU went away")
+        return await self._reach(spu)
 
     async def _reach(self, spu: int) -> Connection:
         try:
@@ -310,7 +325,7 @@ class Cluster:
         """
         async with asyncio.timeout(timeout):
             while True:
-                if (connection := await self._connection(place)) is None:
+                if (connection := await self._connection(place, writing=api is apis.PRODUCE)) is None:
                     continue
                 try:
                     return await connection.ask(api, body, read, timeout)
@@ -320,10 +335,10 @@ class Cluster:
                 self.leader_changed(place)
                 await asyncio.sleep(AGAIN)
 
-    async def _connection(self, place: Place) -> Connection | None:
+    async def _connection(self, place: Place, *, writing: bool) -> Connection | None:
         """To the leader of a partition; None if it is away, or was: there may be another one by now."""
         try:
-            link = await self.link(await self.leader(place))
+            link = await self.link(await self.leader(place), writing=writing)
             async with asyncio.timeout(LOOK_AGAIN):
                 return await link.connection()
         except TimeoutError:

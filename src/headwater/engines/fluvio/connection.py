@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import platform
+import socket
 import ssl
 import struct
 from collections.abc import Callable
@@ -181,10 +183,17 @@ async def dial(address: Address, timeout: float) -> Connection:
     except ssl.SSLError as error:
         raise AuthenticationError(str(address), f"TLS: {error.reason or error}") from error
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = _reason(error)
     except (LostError, Fault) as error:
         reason = str(error)
     raise ConnectError(str(address), reason)
+
+
+def _reason(error: OSError) -> str:
+    """asyncio puts its own words into `strerror`, and no cause."""
+    if error.errno and not isinstance(error, socket.gaierror):
+        return os.strerror(error.errno)
+    return error.strerror or str(error)
 
 
 async def _connected(address: Address) -> Connection:

@@ -53,7 +53,7 @@ class FluvioSubscription:
     async def _read(self, places: Sequence[Place]) -> None:
         source = self.source
         wanted = [place for place in places if source.partitions is None or place[1] in source.partitions]
-        await self._open(await offsets.first(self._cluster, source, wanted))
+        self._open(await offsets.first(self._cluster, source, wanted))
         if source.partitions is None:
             self._beside = asyncio.create_task(self._keep_looking(), name="headwater fluvio partitions")
 
@@ -65,7 +65,7 @@ class FluvioSubscription:
             try:
                 there = [place for topic in topics for place in await self._cluster.recount(names.native(topic))]
                 new = [place for place in there if (names.ours(place[0]), place[1]) not in self._merge.inlets]
-                await self._open(await offsets.resolve(self._cluster, "earliest", new))
+                self._open(await offsets.resolve(self._cluster, "earliest", new))
             except HeadwaterError as error:  # one that was deleted is told of by its stream
                 log.debug("the partitions cannot be looked at: %s", error)
 
@@ -96,7 +96,7 @@ class FluvioSubscription:
             await membership.close()
         await self._merge.close()
 
-    async def _open(self, starts: Mapping[Place, int]) -> None:
+    def _open(self, starts: Mapping[Place, int]) -> None:
         fetch = max(LEAST_FETCH, self._settings.fetch_bytes // max(1, len(starts)))
         for place, offset in starts.items():
             stream = PartitionStream(
@@ -131,7 +131,7 @@ class FluvioSubscription:
                 starts[place] = earliest
         self._epoch += 1
         await self._on_change(Assigned(_ours(topic, numbers), self._epoch))
-        await self._open(starts)
+        self._open(starts)
 
     async def give_up(self, topic: str, numbers: frozenset[int]) -> None:
         """These go to somebody else: have the core finish what is in flight, store it, and stop."""
@@ -198,11 +198,13 @@ class FluvioSubscription:
         native = (names.native(position.topic), position.partition)
         offset = int(position.offset)
         offsets.check(native, offset, await self._cluster.range(native))
-        paused, stored = self._merge.inlets[place].paused, self._merge.inlets[place].claim.stored
-        await self._merge.close(frozenset((place,)))
-        await self._open({native: offset})
+        before = self._merge.inlets.get(place)
+        if before is None:  # it went to another member meanwhile
+            raise TopicNotFoundError(f"{position.topic}[{position.partition}]", "it is not read here")
+        self._open({native: offset})
         inlet = self._merge.inlets[place]
-        inlet.paused, inlet.claim.stored = paused, stored
+        inlet.paused, inlet.claim.stored = before.paused, before.claim.stored
+        await before.close()
 
     # --- settling -------------------------------------------------------------------------------------
 
@@ -223,12 +225,18 @@ class FluvioSubscription:
                 log.debug("acknowledgements could not be stored, they are tried again: %s", error)
 
     async def _store_done(self, places: frozenset[Place]) -> None:
-        for place in places:
-            inlet = self._merge.inlets.get(place)
-            if inlet is not None and inlet.claim.done != inlet.claim.stored:
-                done = inlet.claim.done
-                await inlet.stream.store(done - 1)
-                inlet.claim.stored = done
+        """One that cannot be stored keeps no other from it. Raises what the first of those says, in the end."""
+        inlets = [inlet for place in places if (inlet := self._merge.inlets.get(place)) is not None]
+        behind = [inlet for inlet in inlets if inlet.claim.done != inlet.claim.stored]
+        for outcome in await asyncio.gather(*map(self._store, behind), return_exceptions=True):
+            if outcome is not None:
+                raise outcome
+
+    @staticmethod
+    async def _store(inlet: Inlet) -> None:
+        done = inlet.claim.done
+        await inlet.stream.store(done - 1)
+        inlet.claim.stored = done
 
     async def commit(self, acks: Sequence[Message], sends: Sequence[Outgoing]) -> Sequence[Receipt]:
         raise NotSupportedError("fluvio", "commit", "it has no transactions")

@@ -86,8 +86,9 @@ class FluvioEngine:
             except ModuleNotFoundError as error:
                 raise MissingExtraError("google-crc32c", "fluvio") from error
             cluster = Cluster(self.settings)
+            sender = Sender(self.settings, cluster)
             await cluster.open()
-            self._cluster, self._sender = cluster, Sender(self.settings, cluster)
+            self._cluster, self._sender = cluster, sender
 
     async def close(self) -> None:
         """Leave all groups and give up what was not delivered. Idempotent."""

@@ -25,11 +25,15 @@ Dial = Callable[[], Awaitable[Connection]]  # to the server, wherever it is now;
 
 
 class Link:
-    """One server. It logs once when the server goes away and once when it is back."""
+    """One server. It logs once when the server goes away and once when it is back.
 
-    def __init__(self, name: str, dial: Dial) -> None:
+    One that is not `watched` logs nothing and asks for no sign of life: somebody else does, and says `drop`.
+    """
+
+    def __init__(self, name: str, dial: Dial, *, watched: bool = True) -> None:
         self.name = name
         self._dial = dial
+        self._watched = watched
         self._connection: Connection | None = None
         self._up = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -46,7 +50,13 @@ class Link:
         """Connect, and stay connected. Raises ConnectError."""
         self._take(await self._dial())
         self._keeper = asyncio.create_task(self._keep(), name=f"headwater fluvio {self.name}")
-        self._pinger = asyncio.create_task(self._ping(), name=f"headwater fluvio {self.name} ping")
+        if self._watched:
+            self._pinger = asyncio.create_task(self._ping(), name=f"headwater fluvio {self.name} ping")
+
+    def drop(self, reason: str) -> None:
+        """Connect anew; who waits for an answer gets LostError."""
+        if self._connection is not None:
+            self._connection.abort(reason)
 
     async def close(self) -> None:
         """Drop the connection; who waits for one gets LostError."""
@@ -56,9 +66,8 @@ class Link:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._connection is not None:
-            self._connection.abort("closed here")
-            self._connection = None
+        self.drop("closed here")
+        self._connection = None
 
     async def connection(self) -> Connection:
         """The connection; waits while the server is away. Raises LostError once this is closed."""
@@ -125,9 +134,9 @@ class Link:
     def _went_away(self, reason: str) -> None:
         if self._away_since is None:
             self._away_since = self._loop.time()
-            log.warning("%s is away: %s", self.name, reason)
+            log.log(logging.WARNING if self._watched else logging.DEBUG, "%s is away: %s", self.name, reason)
 
     def _came_back(self) -> None:
         if self._away_since is not None:
             away, self._away_since = self._loop.time() - self._away_since, None
-            log.info("%s is back after %.1f s", self.name, away)
+            log.log(logging.INFO if self._watched else logging.DEBUG, "%s is back after %.1f s", self.name, away)

@@ -173,8 +173,6 @@ class Membership:
     async def _beat(self) -> None:
         async with self._storing:  # an older view must not be stored over a newer one
             began = self._loop.time()
-            if not self._sign.is_open:
-                await self._sign.open()
             await self._sign.store(self._adopted)
             self._safe_until = began + self._timeout
 
@@ -256,8 +254,8 @@ class Membership:
                 return  # we were taken for dead meanwhile
             new = view.share(self.name) - self._held
             if new:
-                self._held |= new
                 await self._sharing.take(self._topic, new)
+                self._held |= new
             if not self.joined.done():
                 self.joined.set_result(None)
 

@@ -8,10 +8,11 @@ from datetime import datetime
 from typing import Final
 
 from ...engine import Source, Start
-from ...errors import ConfigurationError, OffsetOutOfRangeError
+from ...errors import ConfigurationError, ConnectError, OffsetOutOfRangeError
 from . import names
 from .apis import Place
 from .cluster import Cluster
+from .connection import ANSWER_WITHIN
 from .membership import LITTLE, is_ours
 from .options import NOTHING, Fluvio
 from .streaming import PartitionStream
@@ -64,6 +65,7 @@ async def offsets_at(cluster: Cluster, places: Sequence[Place], moment: datetime
     """On each partition the first offset at or after this time, or the next one if there is none.
 
     Fluvio keeps no index of times: they are looked for by halving, which reads about twenty messages per partition.
+    Raises ConnectError.
     """
     room = asyncio.Semaphore(_AT_ONCE)
 
@@ -81,7 +83,10 @@ async def _offset_at(cluster: Cluster, place: Place, time: int) -> int:
         middle = (low + high) // 2
         stream = PartitionStream(cluster, place, middle, fetch_bytes=PROBE)
         try:
-            record = (await stream.read())[0]
+            async with asyncio.timeout(ANSWER_WITHIN):
+                record = (await stream.read())[0]
+        except TimeoutError:
+            raise ConnectError(cluster.address, f"no answer within {ANSWER_WITHIN:g} s") from None
         finally:
             stream.close()
         if record.time >= time:
@@ -115,7 +120,6 @@ async def store(cluster: Cluster, group: str, offsets: Mapping[Place, int]) -> N
         latest = (await cluster.range(place))[1]
         stream = PartitionStream(cluster, place, latest, fetch_bytes=LITTLE, consumer=group)
         try:
-            await stream.open()
             await stream.store(offset - 1)
         finally:
             stream.close()

@@ -34,27 +34,32 @@ class Record(NamedTuple):
 
 
 def read_batches(data: bytes) -> Iterator[tuple[int, list[Record]]]:
-    """The whole batches of what a server sent: the offset after each, and its records. A torn last one is left out."""
+    """The whole batches of what a server sent: the offset after each, and its records. A torn last one is left out.
+
+    Raises DecodeError for one that is damaged, MissingExtraError for a compression.
+    """
     at, end = 0, len(data)
     while at + HEAD <= end:
         base, length, _, _, _, attributes, last, first_time, _, _, _, _ = _HEAD.unpack_from(data, at)
+        if length < HEAD - 12:
+            raise DecodeError(f"a batch of Fluvio at offset {base} is damaged: it has a length of {length}")
         after = at + 12 + length
         if after > end:
             return
         begin = at + HEAD + (4 if attributes & _HAS_SCHEMA else 0)
         codec = attributes & _CODEC
         raw = data[begin:after]
-        yield base + last + 1, _read_records(_uncompress(raw, codec) if codec else raw, base, first_time)
+        yield base + last + 1, _read_records(_uncompress(raw, codec, base) if codec else raw, base, first_time)
         at = after
 
 
 def _read_records(data: bytes, base: int, first_time: int) -> list[Record]:
     found: list[Record] = []
     reader = Reader(data)
-    reader.at = COUNT  # how many there are
     varint, end = reader.varint, len(data)
     has_time = first_time > 0
     try:
+        count = int.from_bytes(reader.raw(COUNT))
         while reader.at < end:
             length = varint()
             after = length + reader.at
@@ -67,6 +72,8 @@ def _read_records(data: bytes, base: int, first_time: int) -> list[Record]:
             value = reader.raw(varint())
             reader.at = after
             found.append(Record(offset, first_time + delta if has_time else -1, key, value))
+        if len(found) != count:
+            raise IndexError(f"{len(found)} of {count} records")
     except IndexError as error:
         raise DecodeError(f"a batch of Fluvio at offset {base} is damaged: {error}") from error
     return found
@@ -80,8 +87,13 @@ def compress(raw: bytes, codec: int) -> bytes:
     return raw if not codec else _codec(codec)[0](raw)
 
 
-def _uncompress(raw: bytes, codec: int) -> bytes:
-    return _codec(codec)[1](raw)
+def _uncompress(raw: bytes, codec: int, base: int) -> bytes:
+    try:
+        return _codec(codec)[1](raw)
+    except (MissingExtraError, DecodeError):
+        raise
+    except Exception as error:  # each kind has errors of its own
+        raise DecodeError(f"a batch of Fluvio at offset {base} cannot be decompressed: {error}") from error
 
 
 @lru_cache

@@ -26,7 +26,7 @@ from .apis import Place, Produced
 from .batching import LONGEST_RECORD_HEAD, MAX_BATCH, partition_of, write_batch, write_record
 from .cluster import Cluster
 from .connection import LostError
-from .records import CODECS, COUNT, HEAD
+from .records import CODECS, COUNT, HEAD, compress
 from .settings import Settings
 from .wire import TIMED_OUT, TOO_LARGE, TOPIC_DELETED, TOPIC_NOT_FOUND, Fault, Reader
 
@@ -119,6 +119,8 @@ class Sender:
     """Puts messages into the lane of their partition."""
 
     def __init__(self, settings: Settings, cluster: Cluster) -> None:
+        """Raises MissingExtraError for a compression that is not installed."""
+        compress(b"", CODECS[settings.compression])
         self._settings, self._cluster = settings, cluster
         self._lanes: dict[Place, Lane] = {}
         self._order = asyncio.Lock()  # who has to ask for a topic first keeps those that come later behind

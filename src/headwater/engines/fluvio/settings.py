@@ -141,7 +141,7 @@ def _of_profile(name: str) -> Address:
             f"no profile of Fluvio can be read from {path} ({error.strerror}): run `fluvio profile add`, or name the "
             f"cluster with fluvio://host:{PORT}"
         ) from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # no TOML, or not even text
         raise ConfigurationError(f"{path} is no configuration of Fluvio: {error}") from error
     name = name or config.get("current_profile", "")
     profiles = config.get("profile", {})

@@ -49,14 +49,16 @@ class PartitionStream:
         self._modules = modules
         self._connection: Connection | None = None
         self._chunks: asyncio.Queue[Streamed | None] = asyncio.Queue()
+        self._opening = asyncio.Lock()
         self._tries = 0
 
-    @property
-    def is_open(self) -> bool:
-        return self._connection is not None
-
     async def open(self) -> None:
-        """Have it sent. Raises ConnectError, TopicNotFoundError."""
+        """Have it sent. Raises ConnectError, TopicNotFoundError. Idempotent: who reads and who stores may both ask."""
+        async with self._opening:
+            if self._connection is None:
+                await self._open()
+
+    async def _open(self) -> None:
         connection = await self._cluster.another(self.place)
         chunks: asyncio.Queue[Streamed | None] = asyncio.Queue()
 
@@ -84,8 +86,7 @@ class PartitionStream:
         """
         while True:
             try:
-                if self._connection is None:
-                    await self.open()
+                await self.open()
                 if records := await self._read_chunk():
                     self._tries = 0
                     return records
@@ -170,9 +171,10 @@ class PartitionStream:
 
     async def store(self, offset: int) -> None:
         """Keep, for its consumer, that all up to this offset is done. Raises ConnectError, HeadwaterError."""
-        if self._connection is None:
-            raise ConnectError(self._cluster.address, "the leader of the partition is away")
         try:
+            await self.open()
+            if self._connection is None:
+                raise LostError("closed here")
             await self._connection.ask(apis.STORE_OFFSET, apis.store_offset(STREAM, offset), apis.read_stored)
         except (LostError, TimeoutError) as error:
             raise ConnectError(self._cluster.address, f"an offset could not be stored: {error}") from error
