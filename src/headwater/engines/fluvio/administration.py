@@ -25,7 +25,7 @@ from ...errors import ConfigurationError, ConnectError, GroupNotFoundError, Head
 from ...topics import is_internal
 from . import names, offsets
 from .apis import PartitionState, Place, Spu, TopicSettings, TopicState
-from .membership import View, live_members, new_name, prefix_of
+from .membership import View, live_members, new_probe, prefix_of
 from .options import NOTHING, Fluvio
 from .settings import Settings
 
@@ -140,11 +140,11 @@ class FluvioAdmin:
         prefix = prefix_of(group)
         if not any(one.consumer.startswith(prefix) for one in await self._cluster.stored(place)):
             return []
-        name = new_name("", "now")  # stored for a moment, to learn the time by the server's clock
-        await offsets.store(self._cluster, name, {place: 0})
+        probe = new_probe()
+        await offsets.store(self._cluster, probe, {place: 0})
         stored = await self._cluster.stored(place)
-        await self._cluster.delete_stored(place, name)
-        now = next(one.time for one in stored if one.consumer == name)
+        await self._cluster.delete_stored(place, probe)
+        now = next((one.time for one in stored if one.consumer == probe), 0)  # by the server's clock
         members = live_members(stored, group, now, self._engine.settings.session_timeout)
         count = await self._cluster.count(topic)
         views = [View(tuple(member.name for member in members), count, exclusive) for exclusive in (False, True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
@@ -26,6 +27,7 @@ T = TypeVar("T")
 READY_WITHIN: Final = 15.0  # seconds that a new topic is given to have its partitions led, and an old one to go
 AGAIN: Final = 0.05  # seconds between two looks at what is about to change
 LOOK_AGAIN: Final = 0.5  # seconds until somebody else may lead the partitions of an SPU that is away
+COUNTS_FOR: Final = 60.0  # seconds until whoever publishes asks again how many partitions a topic has
 OFFSETS: Final[Place] = ("consumer-offset", 0)  # where the cluster keeps what consumers store
 
 
@@ -41,7 +43,8 @@ class Cluster:
         self._writing: dict[int, Link] = {}  # to the same: nothing else is answered there until replicas have it all
         self._opening = asyncio.Lock()
         self._leaders: dict[Place, int] = {}
-        self._counts: dict[str, int] = {}  # partitions of a topic
+        self._counts: dict[str, int] = {}  # partitions of a topic ...
+        self._counted: dict[str, float] = {}  # ... and when that was asked, on the monotonic clock
 
     # --- coming and going -----------------------------------------------------------------------------
 
@@ -140,13 +143,22 @@ class Cluster:
 
     async def count(self, topic: str) -> int:
         """How many partitions a topic has; asked once. Raises TopicNotFoundError."""
-        if topic not in self._counts:
-            self._counts[topic] = (await self.topic(topic)).settings.partitions
-        return self._counts[topic]
+        return self._counts[topic] if topic in self._counts else len(await self.recount(topic))
+
+    async def recount(self, topic: str) -> list[Place]:
+        """The partitions that a topic has now. Raises TopicNotFoundError."""
+        self._counts.pop(topic, None)
+        count = self._counts[topic] = (await self.topic(topic)).settings.partitions
+        self._counted[topic] = time.monotonic()
+        return [(topic, number) for number in range(count)]
 
     def known_count(self, topic: str) -> int | None:
-        """The same, if it was asked already."""
+        """How many partitions it had when that was asked, if it was."""
         return self._counts.get(topic)
+
+    def knows(self, topic: str) -> bool:
+        """Whether that was not long ago."""
+        return topic in self._counts and time.monotonic() - self._counted[topic] < COUNTS_FOR
 
     def forget(self, topic: str) -> None:
         """What was known of a topic is not so any more."""
@@ -356,9 +368,6 @@ class Cluster:
     async def ranges(self, places: Sequence[Place]) -> dict[Place, tuple[int, int]]:
         found = await asyncio.gather(*(self.range(place) for place in places))
         return dict(zip(places, found, strict=True))
-
-    async def places(self, topic: str) -> list[Place]:
-        return [(topic, number) for number in range(await self.count(topic))]
 
     # --- what consumers stored ------------------------------------------------------------------------
 

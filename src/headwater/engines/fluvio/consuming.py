@@ -12,7 +12,7 @@ from ...message import Message, Outgoing, Position, Receipt
 from . import names, offsets
 from .apis import Place
 from .link import log
-from .membership import Membership
+from .membership import RECOUNT_EVERY, Membership
 from .merging import Inlet, Merge
 from .options import NOTHING, Fluvio
 from .streaming import PartitionStream
@@ -35,7 +35,7 @@ class FluvioSubscription:
         self._modules = (source.option(Fluvio) or NOTHING).modules
         self._merge = Merge()
         self._memberships: list[Membership] = []
-        self._committer: asyncio.Task[None] | None = None
+        self._beside: asyncio.Task[None] | None = None  # stores what is done, or looks for new partitions
         self._epoch = 0
         self._leaving = False
 
@@ -44,7 +44,7 @@ class FluvioSubscription:
     async def join(self) -> None:
         """Take the place: nothing that is published from now on is missed."""
         topics = [names.native(topic) for topic in self.source.topics]
-        places = [place for topic in topics for place in await self._cluster.places(topic)]
+        places = [place for topic in topics for place in await self._cluster.recount(topic)]
         if self.source.group is None:
             await self._read(places)
         else:
@@ -54,6 +54,20 @@ class FluvioSubscription:
         source = self.source
         wanted = [place for place in places if source.partitions is None or place[1] in source.partitions]
         self._open(await offsets.first(self._cluster, source, wanted))
+        if source.partitions is None:
+            self._beside = asyncio.create_task(self._keep_looking(), name="headwater fluvio partitions")
+
+    async def _keep_looking(self) -> None:
+        """Read partitions that are added, from their beginning."""
+        topics = {place[0] for place in self._merge.inlets}
+        while True:
+            await asyncio.sleep(RECOUNT_EVERY)
+            try:
+                there = [place for topic in topics for place in await self._cluster.recount(names.native(topic))]
+                new = [place for place in there if (names.ours(place[0]), place[1]) not in self._merge.inlets]
+                self._open(await offsets.resolve(self._cluster, "earliest", new))
+            except HeadwaterError as error:  # one that was deleted is told of by its stream
+                log.debug("the partitions cannot be looked at: %s", error)
 
     async def _take_part(self, group: str, topics: Sequence[str]) -> None:
         for topic in topics:
@@ -62,20 +76,21 @@ class FluvioSubscription:
             )
             self._memberships.append(membership)
             await membership.open()
-        self._committer = asyncio.create_task(self._keep_storing(), name="headwater fluvio acknowledgements")
-        try:
-            async with asyncio.timeout(JOIN_WAIT):
-                for membership in self._memberships:
-                    await membership.joined.wait()
-        except TimeoutError:
+        self._beside = asyncio.create_task(self._keep_storing(), name="headwater fluvio acknowledgements")
+        joining = [membership.joined for membership in self._memberships]
+        await asyncio.wait(joining, timeout=JOIN_WAIT, return_when=asyncio.FIRST_EXCEPTION)
+        for joined in joining:
+            if joined.done():
+                joined.result()
+        if not all(joined.done() for joined in joining):
             log.warning("group %r has not shared its partitions yet, it goes on without us", group)
 
     async def leave(self) -> None:
         """Give the place up: what is not acknowledged goes to others at once. Idempotent."""
         self._leaving = True
-        if self._committer is not None:
-            self._committer.cancel()
-            await asyncio.gather(self._committer, return_exceptions=True)
+        if self._beside is not None:
+            self._beside.cancel()
+            await asyncio.gather(self._beside, return_exceptions=True)
         memberships, self._memberships = self._memberships, []
         for membership in memberships:
             await membership.close()
@@ -142,6 +157,10 @@ class FluvioSubscription:
             text = "group %r: messages of %d partition(s) that move were still handled after %.3g s; others get them"
             log.warning(text, self.source.group, len(change.partitions), self._settings.drain_timeout)
             await self._on_change(Lost(change.partitions, change.epoch))
+
+    def fail(self, error: BaseException) -> None:
+        """Nothing more can be received."""
+        self._merge.fail(error)
 
     async def lose(self, topic: str, numbers: frozenset[int]) -> None:
         """These may be somebody else's already: drop what is in flight."""

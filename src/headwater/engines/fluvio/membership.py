@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 from urllib.parse import quote, unquote
 
-from ...errors import HeadwaterError
+from ...errors import ConfigurationError, HeadwaterError, OffsetOutOfRangeError, TopicNotFoundError
 from .apis import Place, Stored
 from .cluster import Cluster
 from .link import log
@@ -70,9 +70,14 @@ def prefix_of(group: str) -> str:
     return f"{_PREFIX}/{quote(group, safe='')}/"
 
 
-def is_member(consumer: str) -> bool:
-    """Whether a consumer is the sign of life of a member, and no group."""
+def is_ours(consumer: str) -> bool:
+    """Whether a consumer is the sign of life of a member, or a probe, and no group."""
     return consumer.startswith(f"{_PREFIX}/")
+
+
+def new_probe() -> str:
+    """A name to store something by for a moment, which no member of any group has."""
+    return f"{_PREFIX}//{os.urandom(8).hex()}"
 
 
 def new_name(group: str, client: str) -> str:
@@ -107,6 +112,10 @@ class Sharing(Protocol):
         """Somebody else may have them already."""
         ...
 
+    def fail(self, error: BaseException) -> None:
+        """The group cannot go on here."""
+        ...
+
 
 class Membership:
     """One member of one group on one topic."""
@@ -115,7 +124,7 @@ class Membership:
         self, cluster: Cluster, topic: str, group: str, sharing: Sharing, *, client: str, exclusive: bool
     ) -> None:
         self.name = new_name(group, client)
-        self.joined = asyncio.Event()  # it has taken part in a view
+        self.joined: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # it took part in a view
         self._cluster, self._sharing = cluster, sharing
         self._topic, self._group, self._exclusive = topic, group, exclusive
         self._timeout = cluster.settings.session_timeout
@@ -164,6 +173,8 @@ class Membership:
     async def _beat(self) -> None:
         async with self._storing:  # an older view must not be stored over a newer one
             began = self._loop.time()
+            if not self._sign.is_open:
+                await self._sign.open()
             await self._sign.store(self._adopted)
             self._safe_until = began + self._timeout
 
@@ -194,9 +205,18 @@ class Membership:
         while True:
             try:
                 await self._look()
+            except (ConfigurationError, OffsetOutOfRangeError, TopicNotFoundError) as error:
+                self._give_up(error)
+                return
             except HeadwaterError as error:
                 log.debug("group %r cannot be looked at: %s", self._group, error)
-            await asyncio.sleep(LOOK_EVERY if self.joined.is_set() else LOOK_EVERY / 10)
+            await asyncio.sleep(LOOK_EVERY if self.joined.done() else LOOK_EVERY / 10)
+
+    def _give_up(self, error: HeadwaterError) -> None:
+        if self.joined.done():
+            self._sharing.fail(error)
+        else:
+            self.joined.set_exception(error)
 
     async def _look(self) -> None:
         """See who is there, and do what follows from it."""
@@ -216,7 +236,7 @@ class Membership:
 
     async def _count(self) -> int:
         if self._loop.time() - self._counted > RECOUNT_EVERY:
-            self._cluster.forget(self._topic)
+            await self._cluster.recount(self._topic)
             self._counted = self._loop.time()
         return await self._cluster.count(self._topic)
 
@@ -238,9 +258,10 @@ class Membership:
             if new:
                 await self._sharing.take(self._topic, new)
                 self._held |= new
-            self.joined.set()
+            if not self.joined.done():
+                self.joined.set_result(None)
 
     async def _clear_away(self, stored: Sequence[Stored], now: int) -> None:
         for one in stored:
-            if is_member(one.consumer) and now - one.time > FORGET_AFTER:
+            if is_ours(one.consumer) and now - one.time > FORGET_AFTER:
                 await self._cluster.delete_stored(one.place, one.consumer)

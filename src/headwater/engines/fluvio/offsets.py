@@ -13,7 +13,7 @@ from . import names
 from .apis import Place
 from .cluster import Cluster
 from .connection import ANSWER_WITHIN
-from .membership import LITTLE, is_member
+from .membership import LITTLE, is_ours
 from .options import NOTHING, Fluvio
 from .streaming import PartitionStream
 
@@ -109,7 +109,7 @@ async def groups(cluster: Cluster) -> dict[str, set[Place]]:
     """All consumers that stored something, and where."""
     found: dict[str, set[Place]] = {}
     for one in await cluster.stored():
-        if not is_member(one.consumer):
+        if not is_ours(one.consumer):
             found.setdefault(one.consumer, set()).add(one.place)
     return found
 
@@ -120,6 +120,7 @@ async def store(cluster: Cluster, group: str, offsets: Mapping[Place, int]) -> N
         latest = (await cluster.range(place))[1]
         stream = PartitionStream(cluster, place, latest, fetch_bytes=LITTLE, consumer=group)
         try:
+            await stream.open()
             await stream.store(offset - 1)
         finally:
             stream.close()

@@ -140,7 +140,7 @@ class Sender:
 
     def _knows(self, topic: str) -> bool:
         try:
-            return self._cluster.known_count(names.native(topic)) is not None
+            return self._cluster.knows(names.native(topic))
         except HeadwaterError:
             return False
 
@@ -149,13 +149,13 @@ class Sender:
         try:
             native = names.native(topic)
             try:
-                await self._cluster.count(native)
+                await self._cluster.recount(native)
             except TopicNotFoundError:
                 if not self._settings.auto_create:
                     raise
                 made = apis.TopicSettings(self._settings.partitions, self._settings.replication)
                 await self._cluster.create(native, made)
-                await self._cluster.count(native)
+                await self._cluster.recount(native)
         except HeadwaterError as error:
             return error
         return None

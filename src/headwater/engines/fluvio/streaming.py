@@ -14,7 +14,7 @@ from . import apis, names
 from .apis import Place, SmartModule, Streamed
 from .cluster import Cluster
 from .connection import WHO, Connection, LostError
-from .link import DEAD_AFTER
+from .link import DEAD_AFTER, log
 from .records import Record, read_batches
 from .wire import EVICTED, MODULE_NOT_FOUND, OUT_OF_RANGE, PASSING, TOPIC_DELETED, TOPIC_NOT_FOUND, Fault, Reader
 
@@ -49,16 +49,14 @@ class PartitionStream:
         self._modules = modules
         self._connection: Connection | None = None
         self._chunks: asyncio.Queue[Streamed | None] = asyncio.Queue()
-        self._opening = asyncio.Lock()
         self._tries = 0
 
-    async def open(self) -> None:
-        """Have it sent. Raises ConnectError, TopicNotFoundError. Idempotent: who reads and who stores may both ask."""
-        async with self._opening:
-            if self._connection is None:
-                await self._open()
+    @property
+    def is_open(self) -> bool:
+        return self._connection is not None
 
-    async def _open(self) -> None:
+    async def open(self) -> None:
+        """Have it sent. Raises ConnectError, TopicNotFoundError."""
         connection = await self._cluster.another(self.place)
         chunks: asyncio.Queue[Streamed | None] = asyncio.Queue()
 
@@ -86,20 +84,33 @@ class PartitionStream:
         """
         while True:
             try:
-                await self.open()
+                if self._connection is None:
+                    await self.open()
                 if records := await self._read_chunk():
                     self._tries = 0
                     return records
             except (LostError, ConnectError):
                 await self._pause()
             except Fault as fault:
-                if not self._passes(fault):
+                if not self._passes(fault) and not await self._skips(fault):
                     raise await self._refused(fault) from fault
                 await self._pause()
 
     def _passes(self, fault: Fault) -> bool:
         """Whether it may be otherwise in a moment; a new SmartModule, for one, is known to all SPUs only then."""
         return fault.code in PASSING or (fault.code == MODULE_NOT_FOUND and self._tries < MODULE_TRIES)
+
+    async def _skips(self, fault: Fault) -> bool:
+        """Whether this is for a group that was so slow that messages expired: it goes on with those that are left."""
+        if self._consumer is None or fault.code not in (OUT_OF_RANGE, EVICTED):
+            return False
+        earliest, _ = await self._cluster.range(self.place)
+        if self.offset >= earliest:
+            return False
+        text = "group %r: %s[%d] expired from offset %d to %d before it was read"
+        log.warning(text, self._consumer, names.ours(self.place[0]), self.place[1], self.offset, earliest)
+        self.offset = earliest
+        return True
 
     async def _pause(self) -> None:
         self.close()
@@ -159,10 +170,9 @@ class PartitionStream:
 
     async def store(self, offset: int) -> None:
         """Keep, for its consumer, that all up to this offset is done. Raises ConnectError, HeadwaterError."""
+        if self._connection is None:
+            raise ConnectError(self._cluster.address, "the leader of the partition is away")
         try:
-            await self.open()
-            if self._connection is None:
-                raise LostError("closed here")
             await self._connection.ask(apis.STORE_OFFSET, apis.store_offset(STREAM, offset), apis.read_stored)
         except (LostError, TimeoutError) as error:
             raise ConnectError(self._cluster.address, f"an offset could not be stored: {error}") from error
