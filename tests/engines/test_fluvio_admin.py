@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -46,7 +47,7 @@ async def broker(fluvio_endpoint: str, topic: str) -> AsyncIterator[FluvioBroker
     async with FluvioBroker(f"fluvio://{fluvio_endpoint}", session_timeout=3) as broker:
         await broker.declare([Topic(topic, partitions=2)])
         yield broker
-        if topic in {found.name for found in await broker.admin.topics.list()}:
+        with suppress(TopicNotFoundError):  # the test deleted it
             await broker.admin.topics.delete(topic)
 
 
@@ -87,6 +88,20 @@ async def test_topics_and_partitions_are_as_the_client_sees_them(
     await asked("delete_topic", f"{topic}-theirs")
     with pytest.raises(TopicNotFoundError):
         await admin.topics.describe(f"{topic}-theirs")
+
+
+async def test_topics_are_listed_while_others_delete_theirs(broker: FluvioBroker, topic: str) -> None:
+    names = [f"{topic}-{n}" for n in range(5)]
+    await broker.declare([Topic(name, partitions=4) for name in names])
+
+    async def delete() -> None:
+        for name in names:
+            await broker.admin.topics.delete(name)
+
+    deleting = asyncio.create_task(delete())
+    while not deleting.done():
+        assert topic in {info.name for info in await broker.admin.topics.list()}
+    await deleting
 
 
 async def test_positions_of_groups_are_as_the_client_sees_them(

@@ -21,7 +21,7 @@ from ...admin import (
     TopicInfo,
 )
 from ...engine import option_of
-from ...errors import ConfigurationError, ConnectError, GroupNotFoundError, HeadwaterError
+from ...errors import ConfigurationError, ConnectError, GroupNotFoundError, HeadwaterError, TopicNotFoundError
 from ...topics import is_internal
 from . import names, offsets
 from .apis import PartitionState, Place, Spu, TopicSettings, TopicState
@@ -61,12 +61,19 @@ class FluvioAdmin:
         return [_topic(topic, states[topic.name], kept[topic.name]) for topic in topics]
 
     async def _kept(self, states: Sequence[PartitionState]) -> Mapping[str, int]:
-        """How many messages each topic keeps, without those of partitions that nobody leads."""
-        led = [(state.topic, state.number) for state in states if state.leader >= 0]
+        """How many messages each topic keeps, without those of partitions that nobody leads, or not any more."""
+        led = [state for state in states if state.leader >= 0]
         found = defaultdict[str, int](int)
-        for (topic, _), (earliest, latest) in (await self._cluster.ranges(led)).items():
-            found[topic] += latest - earliest
+        for state, kept in zip(led, await asyncio.gather(*map(self._kept_on, led)), strict=True):
+            found[state.topic] += kept
         return found
+
+    async def _kept_on(self, state: PartitionState) -> int:
+        try:
+            earliest, latest = await self._cluster.range((state.topic, state.number))
+        except TopicNotFoundError:  # it was deleted a moment ago
+            return 0
+        return latest - earliest
 
     async def describe_topic(self, name: str) -> TopicInfo:
         """With what it was made with, and whether it can be used."""
@@ -144,7 +151,7 @@ class FluvioAdmin:
         await offsets.store(self._cluster, probe, {place: 0})
         stored = await self._cluster.stored(place)
         await self._cluster.delete_stored(place, probe)
-        now = next(one.time for one in stored if one.consumer == probe)  # by the server's clock
+        now = next((one.time for one in stored if one.consumer == probe), 0)  # by the server's clock
         members = live_members(stored, group, now, self._engine.settings.session_timeout)
         count = await self._cluster.count(topic)
         views = [View(tuple(member.name for member in members), count, exclusive) for exclusive in (False, True)]
