@@ -155,12 +155,18 @@ class RabbitClient:
 
     async def _connect(self, password: str = "") -> Any:
         import aio_pika
+        from aio_pika.connection import make_url
 
         server = self._server
         host, port = _host_and_port(server.url)
-        return await aio_pika.connect(
-            host=host, port=port, login=server.user, password=password or server.password, timeout=10
-        )
+        login = {"login": server.user, "password": password or server.password}
+        connection = aio_pika.Connection(make_url(host=host, port=port, **login))
+        try:
+            await connection.connect(timeout=10)
+        except BaseException:
+            await connection.close()  # one that is forgotten is closed wherever it happens to be collected
+            raise
+        return connection
 
 
 class RedisClient:
