@@ -25,6 +25,7 @@ from headwater import (
     ConfigurationError,
     ConnectError,
     DecodeError,
+    Fluvio,
     FluvioBroker,
     Message,
     MissingExtraError,
@@ -36,7 +37,7 @@ from headwater import (
     TopicNotFoundError,
 )
 from headwater.admin import MemberInfo
-from headwater.engine import Change
+from headwater.engine import Change, Source
 from headwater.engines.fluvio import names
 from headwater.engines.fluvio.apis import VERSIONS, Stored
 from headwater.engines.fluvio.batching import partition_of, write_batch, write_record
@@ -570,7 +571,7 @@ async def test_streams_end_where_they_should_and_leave_nothing_behind(broker: Fl
     await broker.publish_many([Outgoing(n, topic, partition=0) for n in range(50)])
     tasks = asyncio.all_tasks()
     async with broker.stream(topic, start="earliest", until=lambda message: message.value == 20) as stream:
-        assert [message.value async for message in stream][-1] in (19, 20)
+        assert [message.value async for message in stream] == list(range(20))
     async with broker.stream(topic, start={0: 40}, partitions=[0], wait=QUIET) as stream:
         assert [message.value async for message in stream] == list(range(40, 50))
     async with broker.stream(topic, start="earliest") as stream:
@@ -581,6 +582,40 @@ async def test_streams_end_where_they_should_and_leave_nothing_behind(broker: Fl
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
     await until(lambda: asyncio.all_tasks() <= tasks)
+
+
+async def nothing_moves(_change: Change) -> None:
+    """There is one member."""
+
+
+async def test_a_stream_or_a_group_begins_so_many_messages_from_either_end(broker: FluvioBroker, topic: str) -> None:
+    await broker.publish_many([Outgoing(n, topic, partition=0) for n in range(10)])
+    for own, wanted in (
+        (Fluvio(from_beginning=7), [7, 8, 9]),
+        (Fluvio(from_end=2), [8, 9]),
+        (Fluvio(from_end=99), list(range(10))),
+        (Fluvio(from_beginning=99), []),
+    ):
+        found = await read_all(broker, topic, 11, partitions=[0], options=[own], wait=QUIET)
+        assert [message.value for message in found] == wanted
+    source = Source(topics=(topic,), group="shop", options=(Fluvio(from_end=3),))
+    async with broker.engine.subscribe(source, nothing_moves) as place:
+        assert [message.value for message in await taken(place, 3)] == [7, 8, 9]
+    for wrong in ({"from_end": 1, "from_beginning": 1}, {"from_end": -1}):
+        with pytest.raises(ConfigurationError):
+            Fluvio(**wrong)
+
+
+async def test_partitions_that_are_added_are_read_and_written(
+    broker: FluvioBroker, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headwater.engines.fluvio.consuming.RECOUNT_EVERY", 0.1)
+    monkeypatch.setattr("headwater.engines.fluvio.membership.RECOUNT_EVERY", 0.1)
+    async with reading(broker, topic, None) as reader, reading(broker, topic, "shop") as member:
+        await broker.admin.partitions.add(topic, 5)
+        await broker.publish("new", topic, partition=4)
+        for place in (reader, member):
+            assert [(message.value, message.partition) for message in await taken(place, 1)] == [("new", 4)]
 
 
 async def test_an_offset_that_is_not_kept_is_an_error_that_says_which_are(broker: FluvioBroker, topic: str) -> None:

@@ -224,3 +224,11 @@ async def test_an_spu_that_falls_silent_ends_every_call_in_time(
                     await asyncio.wait_for(call, 3)
             assert any("does not answer" in told for told in (await far.admin.cluster.health()).problems)
     assert (await broker.admin.groups.lag(group, topic)).partitions[0].committed == 1
+
+
+async def test_a_topic_that_the_cluster_has_no_place_for_is_told_as_that(broker: FluvioBroker, topic: str) -> None:
+    wide = f"{topic}-wide"
+    with pytest.raises(ConfigurationError, match=rf"no place for topic '{wide}'.* wants 9 copies"):
+        await broker.admin.topics.create(wide, options=[Fluvio(replication=9)])
+    await broker.admin.topics.delete(wide)
+    assert wide not in [info.name for info in await broker.admin.topics.list()]

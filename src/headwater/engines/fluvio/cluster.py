@@ -18,15 +18,17 @@ from ...errors import (
 from . import apis, names
 from .apis import Api, PartitionState, Place, Spu, Stored, TopicSettings, TopicState
 from .connection import ANSWER_WITHIN, WHO, Address, Connection, LostError, dial
-from .link import Link
+from .link import Link, log
 from .settings import Settings
 from .wire import NO_PERMISSION, PASSING, TOPIC_DELETED, TOPIC_EXISTS, TOPIC_NOT_FOUND, Fault, Reader
 
 T = TypeVar("T")
 
 READY_WITHIN: Final = 15.0  # seconds that a new topic is given to have its partitions led, and an old one to go
+PARTITIONS_GONE_WITHIN: Final = 5.0  # seconds
 AGAIN: Final = 0.05  # seconds between two looks at what is about to change
 LOOK_AGAIN: Final = 0.5  # seconds until somebody else may lead the partitions of an SPU that is away
+HOPELESS: Final = frozenset(("insufficient resources", "invalid config"))  # resolutions of a topic
 COUNTS_FOR: Final = 60.0  # seconds until whoever publishes asks again how many partitions a topic has
 OFFSETS: Final[Place] = ("consumer-offset", 0)  # where the cluster keeps what consumers store
 
@@ -213,9 +215,16 @@ class Cluster:
             raise self.refused(fault) from fault
         self.forget(name)
         await self._until(lambda: self._is_gone(name), f"topic {names.ours(name)!r} is still there")
+        try:
+            await self._until(lambda: self._has_no_partitions(name), "partitions of it are", PARTITIONS_GONE_WITHIN)
+        except ConnectError:  # seen with 0.18: it never notices, and nobody can remove them
+            log.warning("Fluvio still lists partitions of the topic %r, which was deleted", names.ours(name))
 
     async def _is_gone(self, name: str) -> bool:
-        return not await self.partitions(name) and not any(state.name == name for state in await self.topics())
+        return not any(state.name == name for state in await self.topics())
+
+    async def _has_no_partitions(self, name: str) -> bool:
+        return not await self.partitions(name)
 
     async def add_partitions(self, name: str, total: int) -> None:
         """Have a topic have so many. Raises ConfigurationError for fewer than it has."""
@@ -237,22 +246,36 @@ class Cluster:
         self.forget(name)
 
     async def _is_led(self, name: str, count: int) -> bool:
+        """Raises ConfigurationError for a topic that the cluster cannot place."""
         states = await self.partitions(name)
         if len(states) < count:
+            await self._check_placed(name)
             return False
         await self.ranges([(name, state.number) for state in states])
         return True
 
-    async def _until(self, is_so: Callable[[], Awaitable[bool]], otherwise: str) -> None:
+    async def _check_placed(self, name: str) -> None:
+        try:
+            topic = await self.topic(name)
+        except TopicNotFoundError:
+            return  # it is not heard of yet
+        if topic.resolution in HOPELESS:
+            online = sum(spu.online for spu in await self.spus())
+            raise ConfigurationError(
+                f"Fluvio has no place for topic {names.ours(name)!r}, which is left there: {topic.resolution} "
+                f"{topic.reason}. It wants {topic.settings.replicas} copies, and {online} SPU(s) are online"
+            )
+
+    async def _until(self, is_so: Callable[[], Awaitable[bool]], otherwise: str, within: float = READY_WITHIN) -> None:
         """Look until something is so. Raises ConnectError, saying what is so otherwise."""
         try:
-            async with asyncio.timeout(READY_WITHIN):
+            async with asyncio.timeout(within):
                 while True:
                     if await is_so():
                         return
                     await asyncio.sleep(AGAIN)
         except TimeoutError:
-            raise ConnectError(self.address, f"{otherwise} after {READY_WITHIN:g} s") from None
+            raise ConnectError(self.address, f"{otherwise} after {within:g} s") from None
 
     def refused(self, fault: Fault) -> HeadwaterError:
         return HeadwaterError(f"Fluvio at {self.address} refused: {fault}")

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 from ...codecs.envelope import seal
@@ -252,9 +253,9 @@ class Lane:
         now = time.time()
         started = time.monotonic()
         records = [write_record(number, letter.key, letter.value) for number, letter in enumerate(letters)]
-        batch = write_batch(records, round(now * 1000), self._codec)
+        batch = partial(write_batch, records, round(now * 1000), self._codec)
         try:
-            produced = await self._produce(batch)
+            produced = await self._produce(await asyncio.to_thread(batch) if self._codec else batch())
         except Fault as fault:
             self._refuse(letters, fault)
         except (LostError, TimeoutError):
