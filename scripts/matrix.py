@@ -37,7 +37,7 @@ ABOUT = {
     "atomic_commit": "`exactly_once=True`",
 }
 OUTCOMES = {"passed": "yes", "skipped": "–", "failed": "no", "mixed": "some"}
-ACKS = {Ack.NONE: "none", Ack.EACH: "each", Ack.UP_TO: "up to an offset", Ack.ALL_SEEN: "all seen"}
+ACKS = {Ack.NONE: "none", Ack.EACH: "each", Ack.UP_TO: "up to an offset"}
 SOURCES = {"with a group": Source(topics=("t",), group="g"), "without": Source(topics=("t",))}
 
 GIVEN = {"amqp": "?management=http://nowhere"}  # what administration needs besides the server

@@ -32,7 +32,6 @@ class Ack(Enum):
     NONE = "none"  # it keeps nothing that could be acknowledged
     EACH = "each"  # every message by itself, in any order
     UP_TO = "up_to"  # an offset: everything below it is done
-    ALL_SEEN = "all_seen"  # only everything received so far
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
