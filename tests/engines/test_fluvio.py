@@ -742,3 +742,25 @@ async def test_a_member_that_hangs_is_replaced_and_comes_back_as_another(broker:
 
 async def members_of(broker: Broker, topic: str) -> tuple[MemberInfo, ...]:
     return (await broker.admin.groups.describe(f"shop-{topic}")).members
+
+
+async def test_a_group_whose_offsets_the_cluster_lost_goes_on_where_it_was(
+    broker: FluvioBroker, make_broker: MakeBroker, topic: str
+) -> None:
+    cluster, group = broker.engine.cluster, f"shop-{topic}"
+
+    async def stored() -> list[Stored]:
+        return await cluster.stored((topic, 0), group)
+
+    async with reading(broker, topic, group) as one:
+        await broker.publish_many([Outgoing(n, topic, partition=0) for n in range(10)])
+        await one.ack((await taken(one, 10))[:5])
+        while [at.offset for at in await stored()] != [4]:
+            await asyncio.sleep(0.05)
+        for lost in await cluster.stored():
+            if lost.place[0] == topic:
+                await cluster.delete_stored(lost.place, lost.consumer)
+        while [at.offset for at in await stored()] != [4]:  # by who has it
+            await asyncio.sleep(0.05)
+    async with make_broker() as other, reading(other, topic, group) as two:
+        assert [message.value for message in await taken(two, 5)] == [5, 6, 7, 8, 9]

@@ -13,7 +13,7 @@ from . import names, offsets
 from .apis import Place
 from .link import log
 from .membership import RECOUNT_EVERY, Membership
-from .merging import Inlet, Merge
+from .merging import NOTHING_STORED, Inlet, Merge
 from .options import NOTHING, Fluvio
 from .streaming import PartitionStream
 
@@ -36,6 +36,7 @@ class FluvioSubscription:
         self._merge = Merge()
         self._memberships: list[Membership] = []
         self._beside: asyncio.Task[None] | None = None  # stores what is done, or looks for new partitions
+        self._known: dict[Place, int] = {}  # how far partitions were done that are not ours any more
         self._epoch = 0
         self._leaving = False
 
@@ -114,24 +115,41 @@ class FluvioSubscription:
 
     async def prepare(self, topic: str, partitions: int) -> None:
         """Have the group have a position on all partitions, as it did or did not begin before."""
-        skipped, new = await offsets.prepare(self._cluster, self.source, [(topic, n) for n in range(partitions)])
+        places = [(topic, number) for number in range(partitions)]
+        skipped, new = await offsets.prepare(self._cluster, self.source, places, self._positions(topic))
         if new and skipped:
             source = self.source
             log.info("the new group %r begins at %s and skips %d message(s)", source.group, source.start, skipped)
 
+    def _positions(self, topic: str) -> dict[Place, int]:
+        """How far this process has got on a topic, as the cluster may lose what was stored."""
+        inlets = self._merge.inlets.items()
+        read = {(topic, number): inlet.claim.done for (name, number), inlet in inlets if name == names.ours(topic)}
+        return {place: done for place, done in self._known.items() if place[0] == topic} | read
+
+    def doubt(self, topic: str) -> None:
+        """What was stored may be gone: store all of it again."""
+        for (name, _), inlet in self._merge.inlets.items():
+            if name == names.ours(topic):
+                inlet.claim.stored = NOTHING_STORED
+
     async def take(self, topic: str, numbers: frozenset[int]) -> None:
         """These are ours: go on where the group is."""
         assert self.source.group is not None
-        stored = await offsets.stored(self._cluster, self.source.group, topic)
-        starts = {(topic, number): stored.get((topic, number), 0) for number in sorted(numbers)}
-        for place, (earliest, _) in (await self._cluster.ranges(list(starts))).items():
-            if starts[place] < earliest:
+        stored, known = await offsets.stored(self._cluster, self.source.group, topic), self._positions(topic)
+        places = [(topic, number) for number in sorted(numbers)]
+        starts: dict[Place, int] = {}
+        for place, (earliest, latest) in (await self._cluster.ranges(places)).items():
+            offset = starts[place] = offsets.furthest(stored.get(place, 0), known.get(place), latest)
+            if offset < earliest:
                 text = "group %r: %s[%d] expired from offset %d to %d while nobody read it"
-                log.warning(text, self.source.group, names.ours(topic), place[1], starts[place], earliest)
+                log.warning(text, self.source.group, names.ours(topic), place[1], offset, earliest)
                 starts[place] = earliest
         self._epoch += 1
         await self._on_change(Assigned(_ours(topic, numbers), self._epoch))
         self._open(starts)
+        for place in places:
+            self._merge.inlets[names.ours(topic), place[1]].claim.stored = stored.get(place, NOTHING_STORED)
 
     async def give_up(self, topic: str, numbers: frozenset[int]) -> None:
         """These go to somebody else: have the core finish what is in flight, store it, and stop."""
@@ -142,12 +160,17 @@ class FluvioSubscription:
         if not self._leaving:
             self._epoch += 1
             await self._drain(Revoked(places, self._epoch))
+        self._remember(topic, places)
         try:
             async with asyncio.timeout(LEAVE_WITHIN if self._engine.available else 0):
                 await self._store_done(places)
         except (HeadwaterError, TimeoutError) as error:
             log.warning("the last acknowledgements could not be stored, what they were for comes again: %s", error)
         await self._merge.close(places)
+
+    def _remember(self, topic: str, places: frozenset[Place]) -> None:
+        for place in places:
+            self._known[topic, place[1]] = self._merge.inlets[place].claim.done
 
     async def _drain(self, change: Change) -> None:
         try:
@@ -165,6 +188,7 @@ class FluvioSubscription:
     async def lose(self, topic: str, numbers: frozenset[int]) -> None:
         """These may be somebody else's already: drop what is in flight."""
         places = _ours(topic, numbers)
+        self._remember(topic, places)
         await self._merge.close(places)
         self._epoch += 1
         await self._on_change(Lost(places, self._epoch))

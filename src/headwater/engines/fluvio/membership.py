@@ -112,6 +112,10 @@ class Sharing(Protocol):
         """Somebody else may have them already."""
         ...
 
+    def doubt(self, topic: str) -> None:
+        """What was stored may be gone: store all of it again."""
+        ...
+
     def fail(self, error: BaseException) -> None:
         """The group cannot go on here."""
         ...
@@ -186,6 +190,7 @@ class Membership:
                     await self._beat()
             except (HeadwaterError, TimeoutError) as error:
                 log.debug("group %r gets no sign of life from us: %s", self._group, error)
+                self._sharing.doubt(self._topic)
                 self._sign.close()
                 self._cluster.leader_changed(self._place)
 
@@ -220,6 +225,8 @@ class Membership:
         """See who is there, and do what follows from it."""
         stored = await self._cluster.stored(self._place)
         now = next((one.time for one in stored if one.consumer == self.name), None)
+        if self.joined.done() and all(one.consumer != self._group for one in stored):
+            self._sharing.doubt(self._topic)  # seen with 0.18: another SPU leads the offsets, and has none
         if now is None:  # it was removed: say again that we live
             await self._beat()
             return

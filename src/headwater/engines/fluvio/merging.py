@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from typing import Final
 
 from ...message import Message
 from .apis import Place
 from .streaming import PartitionStream, to_messages
+
+NOTHING_STORED: Final = -1
 
 
 class Claim:

@@ -125,20 +125,27 @@ async def store(cluster: Cluster, group: str, offsets: Mapping[Place, int]) -> N
             stream.close()
 
 
-async def prepare(cluster: Cluster, source: Source, places: Sequence[Place]) -> tuple[int, bool]:
+async def prepare(
+    cluster: Cluster, source: Source, places: Sequence[Place], known: Mapping[Place, int]
+) -> tuple[int, bool]:
     """Have the source's group have a position on each of these partitions of one topic.
 
-    A new one begins at its `start`, partitions that came later at their beginning. Gives how many messages were
-    skipped, and whether it is new.
+    A new one begins at its `start`, partitions that came later at their beginning. So do those whose position the
+    cluster has lost, but for what is `known` here. Gives how many messages were skipped, and whether it is new.
     """
     assert source.group is not None
     there = await stored(cluster, source.group, places[0][0])
     missing = [place for place in places if place not in there]
     if not missing:
         return 0, False
-    starts = await (resolve(cluster, "earliest", missing) if there else first(cluster, source, missing))
-    await store(cluster, source.group, starts)
-    if there or source.start == "earliest":
-        return 0, not there
+    is_new = not there and not known
+    starts = await (first(cluster, source, missing) if is_new else resolve(cluster, "earliest", missing))
     ranges = await cluster.ranges(missing)
-    return sum(starts[place] - ranges[place][0] for place in missing), True
+    starts = {place: furthest(offset, known.get(place), ranges[place][1]) for place, offset in starts.items()}
+    await store(cluster, source.group, starts)
+    return sum(starts[place] - ranges[place][0] for place in missing) if is_new else 0, is_new
+
+
+def furthest(stored: int, known: int | None, latest: int) -> int:
+    """What was stored, or what is known to be done beyond it, unless that was in a topic that is another one now."""
+    return known if known is not None and stored < known <= latest else stored
