@@ -21,7 +21,14 @@ from ...admin import (
     TopicInfo,
 )
 from ...engine import option_of
-from ...errors import ConfigurationError, ConnectError, GroupNotFoundError, HeadwaterError, TopicNotFoundError
+from ...errors import (
+    ConfigurationError,
+    ConnectError,
+    GroupNotFoundError,
+    HeadwaterError,
+    NotSupportedError,
+    TopicNotFoundError,
+)
 from ...topics import is_internal
 from . import names, offsets
 from .apis import PartitionState, Place, Spu, TopicSettings, TopicState
@@ -97,13 +104,13 @@ class FluvioAdmin:
     async def alter_topic(
         self, name: str, retention: timedelta | None, retention_bytes: int | None, options: Sequence[Any]
     ) -> None:
-        raise NotImplementedError("not among the operations")
+        raise NotSupportedError("fluvio", "alter_topic", "it changes no topic but by adding partitions")
 
     async def delete_topic(self, name: str) -> None:
         await self._cluster.delete(names.native(name))
 
     async def purge_topic(self, name: str, before: Mapping[int, int] | datetime | None) -> None:
-        raise NotImplementedError("not among the operations")
+        raise NotSupportedError("fluvio", "purge_topic", "it removes messages by age and size only")
 
     # --- partitions -----------------------------------------------------------------------------------
 

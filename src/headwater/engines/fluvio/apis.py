@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
+from ...errors import HeadwaterError
 from .wire import (
     Fault,
     Reader,
@@ -66,11 +67,14 @@ class Spoken(NamedTuple):
     platform: str
 
     def version_of(self, api: Api) -> int:
-        """The newest that both speak. Raises LookupError if there is none."""
+        """The newest that both speak. Raises HeadwaterError if there is none: the server is too old or too new."""
         oldest, newest = self.ranges.get(api.told_as or api.key, (1, 0))
         version = min(newest, api.newest)
         if version < max(oldest, api.oldest):
-            raise LookupError(f"request {api.key} in versions {oldest} to {newest}")
+            raise HeadwaterError(
+                f"Fluvio {self.platform} speaks request {api.key} in versions {oldest} to {newest}, and Headwater in "
+                f"{api.oldest} to {api.newest}: use a cluster that is as new as its clients {SPEAKS}"
+            )
         return version
 
 

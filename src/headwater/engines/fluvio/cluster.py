@@ -89,8 +89,6 @@ class Cluster:
             raise ConnectError(self.address, f"no answer within {ANSWER_WITHIN:g} s") from None
         except LostError as error:
             raise ConnectError(self.address, str(error)) from error
-        except LookupError as error:
-            raise ConnectError(self.address, f"it is too old or too new, it speaks {error}") from error
         except Fault as fault:
             if fault.code == NO_PERMISSION:
                 raise AuthenticationError(self.address, str(fault)) from fault
@@ -168,8 +166,8 @@ class Cluster:
         for place in [place for place in self._leaders if place[0] == topic]:
             del self._leaders[place]
 
-    async def create(self, name: str, settings: TopicSettings) -> bool:
-        """Make a topic and wait until it can be written to; False if it is there already. Raises ConfigurationError.
+    async def create(self, name: str, settings: TopicSettings) -> None:
+        """Make a topic and wait until it can be written to; one that is there stays. Raises ConfigurationError.
 
         The controller answers once it believes that all partitions are led, which it may never do, and nothing else on
         that connection meanwhile. The leaders know better.
@@ -179,17 +177,16 @@ class Cluster:
         looking = asyncio.create_task(self._until_led(name, settings.partitions))
         try:
             await asyncio.wait((asking, looking), return_when=asyncio.FIRST_COMPLETED)
-            if not looking.done() and not await asking:
-                return False
-            await looking
+            if looking.done() or await asking:
+                await looking
         finally:
             asking.cancel()
             looking.cancel()
             await asyncio.gather(asking, looking, return_exceptions=True)
             connection.abort("not needed any more")
-        return True
 
     async def _ask_to_create(self, connection: Connection, name: str, settings: TopicSettings) -> bool:
+        """Whether it was made; False if it is there already."""
         version = connection.spoken.version_of(apis.CREATE)
         body = apis.create(apis.TOPIC, name, apis.topic_spec(settings, version), READY_WITHIN)
         try:

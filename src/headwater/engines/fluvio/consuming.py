@@ -36,7 +36,7 @@ class FluvioSubscription:
         self._merge = Merge()
         self._memberships: list[Membership] = []
         self._beside: asyncio.Task[None] | None = None  # stores what is done, or looks for new partitions
-        self._known: dict[Place, int] = {}  # how far partitions were done that are not ours any more
+        self._known: dict[Place, int] = {}  # how far partitions were done that we lost before it was stored
         self._epoch = 0
         self._leaving = False
 
@@ -150,6 +150,7 @@ class FluvioSubscription:
         self._open(starts)
         for place in places:
             self._merge.inlets[names.ours(topic), place[1]].claim.stored = stored.get(place, NOTHING_STORED)
+            self._known.pop(place, None)
 
     async def give_up(self, topic: str, numbers: frozenset[int]) -> None:
         """These go to somebody else: have the core finish what is in flight, store it, and stop."""
@@ -160,12 +161,12 @@ class FluvioSubscription:
         if not self._leaving:
             self._epoch += 1
             await self._drain(Revoked(places, self._epoch))
-        self._remember(topic, places)
         try:
             async with asyncio.timeout(LEAVE_WITHIN if self._engine.available else 0):
                 await self._store_done(places)
         except (HeadwaterError, TimeoutError) as error:
             log.warning("the last acknowledgements could not be stored, what they were for comes again: %s", error)
+            self._remember(topic, places)
         await self._merge.close(places)
 
     def _remember(self, topic: str, places: frozenset[Place]) -> None:

@@ -150,6 +150,17 @@ class Membership:
             asyncio.create_task(self._live(), name="headwater fluvio sign of life"),
             asyncio.create_task(self._share(), name="headwater fluvio sharing"),
         ]
+        for task in self._tasks:
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A member that does not live or share any more must not go on as if it did."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if not self.joined.done():
+            self.joined.set_exception(error)
+            self.joined.exception()  # who receives hears of it, too
+        self._sharing.fail(error)
 
     async def _start_afresh(self) -> None:
         """Signs of life are stored through a stream, which is not read: it begins where nothing more comes."""
@@ -208,18 +219,11 @@ class Membership:
         while True:
             try:
                 await self._look()
-            except (ConfigurationError, OffsetOutOfRangeError, TopicNotFoundError) as error:
-                self._give_up(error)
-                return
+            except (ConfigurationError, OffsetOutOfRangeError, TopicNotFoundError):
+                raise  # it will not get better
             except HeadwaterError as error:
                 log.debug("group %r cannot be looked at: %s", self._group, error)
             await asyncio.sleep(LOOK_EVERY if self.joined.done() else LOOK_EVERY / 10)
-
-    def _give_up(self, error: HeadwaterError) -> None:
-        if self.joined.done():
-            self._sharing.fail(error)
-        else:
-            self.joined.set_exception(error)
 
     async def _look(self) -> None:
         """See who is there, and do what follows from it."""
@@ -246,10 +250,10 @@ class Membership:
         return await self._cluster.count(self._topic)
 
     async def _adopt(self, view: View) -> None:
-        not_ours = self._held - view.share(self.name)
-        if not_ours:
-            self._held -= not_ours
-            await self._sharing.give_up(self._topic, not_ours)
+        async with self._changing:
+            if not_ours := self._held - view.share(self.name):
+                self._held -= not_ours
+                await self._sharing.give_up(self._topic, not_ours)
         if view.members[0] == self.name:
             await self._sharing.prepare(self._topic, view.partitions)
         self._adopted = view.number

@@ -17,11 +17,10 @@ NOTHING_STORED: Final = -1
 class Claim:
     """A partition that is read here, from when it is taken until it is given up: how far it is done and stored."""
 
-    __slots__ = ("done", "live", "stored")
+    __slots__ = ("done", "stored")
 
     def __init__(self, offset: int) -> None:
         self.done = self.stored = offset  # all below it
-        self.live = True
 
 
 class Inlet:
@@ -60,8 +59,7 @@ class Inlet:
         return taken
 
     async def close(self) -> None:
-        """What was not taken is gone, and what was acknowledged later is not heeded."""
-        self.claim.live = False
+        """What was not taken is gone."""
         self.ready.clear()
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)

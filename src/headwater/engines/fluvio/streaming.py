@@ -68,9 +68,11 @@ class PartitionStream:
         body = apis.stream(self.place, self.offset, self._fetch_bytes, self._consumer, self._modules)
         try:
             connection.listen(apis.STREAM, body, heard)
-        except (LostError, LookupError) as error:
-            connection.abort("not needed")
+        except LostError as error:
             raise ConnectError(self._cluster.address, str(error)) from error
+        except HeadwaterError:
+            connection.abort("it does not speak as we do")
+            raise
         self._connection, self._chunks = connection, chunks
 
     def close(self) -> None:
