@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from headwater import (
     DecodeError,
     Fluvio,
     FluvioBroker,
+    HeadwaterError,
     Message,
     MissingExtraError,
     OffsetOutOfRangeError,
@@ -336,11 +338,13 @@ async def serving(handle: Handle) -> AsyncIterator[str]:
 async def silent(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None: ...
 
 
-async def handshake(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def handshake(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, versions: tuple[int, int] = (13, 19)
+) -> None:
     """Say what is spoken here, as the controller does, and nothing more."""
     asked = await reader.readexactly(int.from_bytes(await reader.readexactly(4), "big"))
     assert asked[:2] == i16(VERSIONS.key)
-    spoken = [i16(key) + i16(13) + i16(19) for key in (1001, 1002, 1003, 1006)]
+    spoken = [i16(key) + i16(versions[0]) + i16(versions[1]) for key in (1001, 1002, 1003, 1006)]
     answer = asked[4:8] + i16(0) + many(spoken, bytes) + string("0.18.1")
     writer.write(len(answer).to_bytes(4, "big") + answer)
 
@@ -416,6 +420,15 @@ async def test_a_server_that_falls_silent_ends_every_call_in_time(caplog: pytest
         assert address in health.problems[0]
         await until(lambda: not broker.engine.available)
     assert caplog.text.count("it does not answer") == 1
+
+
+async def test_a_server_of_another_age_is_told_and_nobody_waits_for_it() -> None:
+    for versions in ((1, 9), (40, 50)):
+        speaking = partial(handshake, versions=versions)
+        async with serving(speaking) as address, Broker(f"fluvio://{address}") as broker:
+            for call in (broker.publish(1, "orders"), broker.admin.topics.list(), broker.admin.topics.create("orders")):
+                with pytest.raises(HeadwaterError, match=rf"in versions {versions[0]} to {versions[1]}.*as new as"):
+                    await asyncio.wait_for(call, 1)
 
 
 async def test_what_is_no_fluvio_is_told_apart() -> None:
@@ -631,6 +644,12 @@ async def test_an_offset_that_is_not_kept_is_an_error_that_says_which_are(broker
             await place.seek(Position(topic, 7, 0))
         await place.seek(Position(topic, 0, 3))
         assert [message.value for message in await taken(place, 2)] == [3, 4]
+
+
+async def test_a_group_that_cannot_begin_where_it_should_says_so_at_once(broker: FluvioBroker, topic: str) -> None:
+    with pytest.raises(OffsetOutOfRangeError, match="offset 999"):
+        async with asyncio.timeout(10), reading(broker, topic, "shop", start=999):
+            pass
 
 
 async def test_a_topic_that_is_deleted_under_its_readers_is_an_error(broker: FluvioBroker, topic: str) -> None:
